@@ -28,6 +28,14 @@ def tiny_model(folder: Path, seed: int = 0) -> ConfidenceModel:
     return ConfidenceModel(backbone, LinearHead(*backbone.feature_shape))
 
 
+def oblong_model(folder: Path) -> ConfidenceModel:
+    """A recogniser for images of 8x32 in ``oblong.onnx``, with an untrained head."""
+    onnx.save(graphs.oblong(), folder / "oblong.onnx")
+    pixels = Preprocessing("rgb", 127.5, 127.5, (8, 32))
+    backbone = FrozenBackbone.from_onnx(folder / "oblong.onnx", preprocessing=pixels)
+    return ConfidenceModel(backbone, LinearHead(*backbone.feature_shape))
+
+
 def picture(seed: int, size: int = 16) -> np.ndarray:
     """A smooth random image."""
     noise = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)

@@ -394,7 +394,8 @@ def _add_metadata(exported: Any, model: ConfidenceModel, preprocessing: str) -> 
         "spherecf.version": __version__,
         "spherecf.model": model.fingerprint(),
         "spherecf.backbone": model.backbone.sha256,
-        "spherecf.backbone_name": model.backbone.name,
+        # File names may not be UTF-8, texts of ONNX must be.
+        "spherecf.backbone_name": model.backbone.name.encode("utf-8", "backslashreplace").decode(),
         PREPROCESSING_KEY: json.dumps(pixels.to_dict()),
         "spherecf.preprocessing_place": preprocessing,
         "spherecf.radius": repr(float(model.radius)),

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 from spherecf.cli import app
 from spherecf.cli.calibrate import calibrate
 from spherecf.cli.options import open_gallery
-from spherecf.data import orl_faces
+from spherecf.data import encode_image, orl_faces
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError, StorageError
-from spherecf.models import load
+from spherecf.models import ConfidenceModel, load
 from spherecf.photos import FaceAssessor
 
 
@@ -71,6 +71,33 @@ def test_what_the_folder_has_besides_photos_of_people_is_reported(
     assert f"folders that cannot be read: 1\n  {tmp_path / 'locked'}: Permission denied\n" in messages
     assert f"files ignored because they are not photos: 1\n  {tmp_path / 's1/notes.txt'}\n" in messages
     assert f"in no sub-folder of {tmp_path}: 1\n" in messages
+
+
+def test_photos_without_a_face_are_listed(tmp_path: Path) -> None:
+    for number in range(50):
+        (tmp_path / f"{number}.png").write_bytes(encode_image(np.full((9, 9, 3), number, np.uint8)))
+    result = CliRunner().invoke(app, ["calibrate", str(tmp_path), "--one-each"])
+    assert isinstance(result.exception, InputError) and result.stdout == ""
+    assert str(result.exception) == f"{tmp_path}: no photo shows a usable face"
+    assert "photos without a usable face: 50\n" in result.stderr and "... and 40 more\n" in result.stderr
+    assert f"  {tmp_path / '0.png'}: no face found in 9x9 px" in " ".join(result.stderr.split("\n"))
+
+
+def test_a_model_without_rules_is_refused(tmp_path: Path) -> None:
+    ConfidenceModel((shipped := load()).backbone, shipped.head).save(tmp_path / "raw.safetensors")
+    with pytest.raises(InputError, match="no decision rules to test; create them with `spherecf evaluate"):
+        run(str(tmp_path), "--model", str(tmp_path / "raw.safetensors"))
+
+
+def test_the_number_of_images_left_out_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spherecf.evaluation.people._IMAGES", 55)
+    facts, path = {"model": load().fingerprint(), "radius": 64.0}, tmp_path / "e.safetensors"
+    Embeddings(
+        np.eye(60, 128, dtype=np.float32), np.full(60, 5.0), list(map(str, range(60))), provenance=facts
+    ).save(path)
+    result = CliRunner().invoke(app, ["calibrate", str(path), "--one-each", "--draws", "9"])
+    assert result.exit_code == 0 and "55 people, 55 images" in result.stderr
+    assert "5 randomly chosen images were left out" in " ".join(result.stderr.split())
 
 
 def test_embeddings_of_another_model_are_refused(tmp_path: Path) -> None:

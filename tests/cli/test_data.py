@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from tests.models.conftest import save_described
+from tests.tiny import write_people
 from typer.testing import CliRunner
 
 from spherecf.cli import data
@@ -140,3 +143,28 @@ def test_inspect_reports_folds_with_one_kind_of_pairs(faces: Path, tmp_path: Pat
     (tmp_path / "own.bin").write_bytes(pickle.dumps((images, [True] * 5 + [False] * 5)))
     result = runner.invoke(data.app, ["inspect", str(tmp_path / "own.bin")])
     assert "10 of 10 folds" in " ".join(result.output.split())
+
+
+def test_check_shows_what_the_recogniser_suspects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two folders of one person, a photo of her in a folder of another, and a second set with her."""
+    save_described(tmp_path / "tiny.onnx")
+    people = write_people(tmp_path, people=8, pictures=6)
+    shutil.copytree(people / "p0", people / "again")
+    shutil.copytree(people / "p0", tmp_path / "other" / "17")
+    command = ["check", str(people), "--backbone", str(tmp_path / "tiny.onnx"), "--fpir", "0.2"]
+    options = ["--against", str(tmp_path / "other"), "--out", str(tmp_path / "report.json")]
+    result = runner.invoke(data.app, [*command, *options])
+    assert result.exit_code == 0, result.exception
+    faces, shown = (
+        json.loads((tmp_path / "report.json").read_text())["faces"],
+        " ".join(result.stderr.split()),
+    )
+    assert "names in both sets: unknown, because the names of one set are numbers" in shown
+    assert "tiny: a label is suspect if the cosine to its own identity is below" in shown
+    assert f"suspect labels among {faces['judged']} images" in shown
+    for name, title in (("same_person", "pairs of identities"), ("overlap", "identities of the two sets")):
+        assert f"{title} that look like the same person: {len(faces[name])} " in shown and faces[name]
+        first = faces[name][0]
+        assert f"{first['left']} and {first['right']}: {first['cosine']:.3f}" in shown

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from tests.tiny import spoil, tiny_model, write_people
+from tests.tiny import oblong_model, spoil, tiny_model, write_people
 from typer.testing import CliRunner, Result
 
 from spherecf.cli import app
@@ -100,6 +100,14 @@ def test_invalid_options_are_refused(folder: Path, options: list[str], source: s
     result = call(folder, *options, source=source)
     assert isinstance(result.exception, error) and result.stdout == ""
     assert not list(folder.glob("out*"))
+
+
+@pytest.mark.parametrize("option", [["--align"], ["--meta", "."]])
+def test_crops_are_made_for_square_recognisers_only(folder: Path, option: list[str]) -> None:
+    oblong_model(folder).save(folder / "model.safetensors")
+    result = call(folder, *option, "--backbone", str(folder / "oblong.onnx"))
+    assert isinstance(result.exception, InputError) and result.stdout == ""
+    assert str(result.exception) == f"{option[0]} makes square crops, but this recogniser takes 8x32"
 
 
 def test_another_backbone_is_refused(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Exit codes and messages of a command whose stdout or stderr cannot be written."""
 
+import io
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from spherecf import __version__
 from spherecf.cli import main, reference
 from spherecf.cli.options import print_lines, run_command
 from spherecf.errors import StorageError
@@ -107,6 +109,48 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
         run_command(lambda: 1 // 0)
 
 
+def test_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    set_arguments(monkeypatch, "--version")
+    with pytest.raises(SystemExit) as error:
+        main()
+    assert error.value.code == 0 and capsys.readouterr().out == f"{__version__}\n"
+
+
+def test_a_stream_without_bytes_below_it_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as the stdout of a notebook."""
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    assert run_command(report) == 0
+    assert [json.loads(line)["number"] for line in sys.stdout.getvalue().splitlines()] == [0, 1, 2]
+
+
+def test_a_full_pipe_that_does_not_block_is_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(write, bytes(4096))
+    with os.fdopen(write, "w") as full, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        assert run_command(report) == 1
+    os.close(read)
+    message = capsys.readouterr().err
+    assert "stdout: could not be written (it is blocked)" in message and len(message.splitlines()) == 1
+
+
+def test_a_guarded_stream_has_the_descriptor_of_the_original(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Libraries pass it to child processes."""
+    with (tmp_path / "out").open("w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        assert run_command(lambda: sys.stdout.fileno() - out.fileno()) == 0
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(OSError, match="the stream is closed"):
+        run_command(lambda: sys.stdout.fileno())
+
+
 def test_json_in_files_is_utf8_in_any_locale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (tmp_path / "lines").open("w", encoding="ascii") as out:
         monkeypatch.setattr(sys, "stdout", out)
@@ -150,3 +194,19 @@ def test_an_interrupted_rank_does_not_wait_in_the_destructor_of_its_process_grou
     )  # fmt: skip
     assert completed.returncode == 130 and completed.stdout == "printed before\n"
     assert "run the same command again" in completed.stderr
+
+
+CLOSED = """
+import sys
+from spherecf.cli.options import run_command
+sys.exit(run_command(lambda: print(open(sys.argv[1]).fileno())))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no POSIX shell")
+def test_files_do_not_reuse_a_closed_descriptor(tmp_path: Path) -> None:
+    """Otherwise what a library writes to stderr would end up in a file of the command."""
+    (tmp_path / "file").touch()
+    shell = ["sh", "-c", 'exec "$0" "$@" 0<&- 2>&-', sys.executable, "-c", CLOSED, str(tmp_path / "file")]
+    completed = subprocess.run(shell, stdout=subprocess.PIPE, text=True, timeout=50, check=True)
+    assert int(completed.stdout) > 2

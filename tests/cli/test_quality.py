@@ -2,20 +2,27 @@
 
 import io
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from rich.console import Console
 from tests.faces.pictures import jpeg, portrait
+from tests.models import graphs
+from tests.tiny import TINY
 from typer.testing import CliRunner, Result
 
 from spherecf import photos as photos_room
 from spherecf.cli import app, main, quality
 from spherecf.data import encode_image
 from spherecf.errors import FileFormatError, InputError, ModelError, StorageError
+from spherecf.models import ConfidenceModel, FrozenBackbone, load
+from spherecf.models.heads import LinearHead
 from spherecf.photos import FaceAssessor, rank_photos
 
 
@@ -146,8 +153,20 @@ def test_invalid_model_options_are_refused(folder: Path) -> None:
     assert isinstance(call("photos", "--backbone", "none.onnx").exception, ModelError)
     assert isinstance(call("photos", "--detector", "none.onnx").exception, ModelError)
     assert isinstance(call("photos", "--engine", "steam").exception, ModelError | InputError)
+    ConfidenceModel((shipped := load()).backbone, shipped.head).save(folder / "raw.safetensors")
+    result = call("photos", "--model", "raw.safetensors", "--min-quality", "9")
+    assert isinstance(result.exception, InputError) and not result.stdout
+    assert str(result.exception) == "--min-quality needs a calibrated model; this one is not calibrated"
     rows = lines(call("photos/one.png", "--max-megapixels", "0.02", "--engine", "torch"))
     assert rows[0]["failure"] == "too_large" and "0.02" in rows[0]["reason"]
+
+
+def test_repairs_of_the_recogniser_are_reported(folder: Path) -> None:
+    onnx.save(graphs.iresnet(batch=1), "fixed.onnx")
+    backbone = FrozenBackbone.from_onnx("fixed.onnx", preprocessing=TINY)
+    ConfidenceModel(backbone, LinearHead(*backbone.feature_shape)).save("fixed.safetensors")
+    result = call("photos/one.png", "--model", "fixed.safetensors", "--backbone", "fixed.onnx")
+    assert lines(result)[0]["kappa"] > 0 and "fixed: fixed batch of 1 made dynamic" in result.stderr
 
 
 def test_a_missing_file_is_reported_as_a_failure(folder: Path) -> None:
@@ -204,9 +223,39 @@ def test_command_runs_as_a_module(folder: Path) -> None:
     assert json.loads(completed.stdout)["failure"] == "no_face" and "OpenCV" not in completed.stderr
 
 
-def test_names_are_not_parsed_as_markup() -> None:
-    row = {"photo": "a\\[/x].jpg", "face": 0, "kappa": 9.0, "quality": 5, "rank": 1, "reasons": []}
-    table = quality._table([row])
+def shown(rows: list[dict]) -> str:
     console = Console(file=io.StringIO(), width=80)
-    console.print(table)
-    assert row["photo"] in console.file.getvalue()  # type: ignore[attr-defined]
+    console.print(quality._table(rows))
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+ROW = {"photo": "a\\[/x].jpg", "face": 0, "kappa": 9.0, "quality": 5, "rank": 1, "reasons": []}
+
+
+def test_names_are_not_parsed_as_markup() -> None:
+    assert ROW["photo"] in shown([ROW])
+
+
+def test_the_table_has_the_best_and_the_worst_faces() -> None:
+    lines = shown([{**ROW, "rank": rank, "photo": f"{rank}.jpg"} for rank in range(1, 48)]).splitlines()
+    names = [line.split()[1] for line in lines[1:] if ".jpg" in line]
+    assert names == [f"{rank}.jpg" for rank in (*range(1, 21), *range(28, 48))]
+    assert "... 7 more ..." in lines[21]
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals on this system")
+def test_a_terminal_gets_the_table_instead_of_lines(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent, child = os.openpty()
+    os.set_blocking(parent, False)
+    with os.fdopen(child, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", terminal)
+        patch.setattr(sys, "argv", ["spherecf", "quality", "photos/one.png"])
+        with pytest.raises(SystemExit) as error:
+            main()
+        with pytest.raises(BlockingIOError):
+            os.read(parent, 100)  # nothing is there
+    os.close(parent)
+    assert error.value.code == 0
+    assert re.search(r"rank +photo .*\n.*1 +photos/one.png +1 ", capsys.readouterr().err)

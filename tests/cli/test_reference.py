@@ -1,6 +1,7 @@
 """train.py accepts the command line of the reference implementation, and writes its files."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -161,6 +162,16 @@ def test_an_interrupted_run_continues(world: Path, monkeypatch: pytest.MonkeyPat
     assert (world / "out" / "ckpts" / "ckpt_e1.pt").stat().st_mtime_ns == before
     resumed, uninterrupted = (checkpoint(world, 2, out)["uncer_net_state_dict"] for out in ("out", "whole"))
     assert all(torch.equal(resumed[key], uninterrupted[key]) for key in uninterrupted)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_processor_is_used(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")  # and restored, because the command sets it
+    words = [word for word in command(world, "--gpu_ids", "3") if word != "--no_cuda"]
+    assert main(words) == 0 and os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+    assert "no GPU found: training on the CPU, as with --no_cuda" in last_error(capsys)
 
 
 def test_a_finetuned_recogniser_is_in_the_checkpoint(world: Path) -> None:

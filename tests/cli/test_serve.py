@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from spherecf import serve
 from spherecf.cli import app
+from spherecf.cli.options import open_gallery
 from spherecf.data import orl_faces
-from spherecf.errors import SpherecfError
+from spherecf.errors import MissingDependencyError, SpherecfError
+from spherecf.models import load
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi", reason='no FastAPI: pip install "spherecf[serve]"')
@@ -26,6 +29,10 @@ pytest.importorskip("fastapi", reason='no FastAPI: pip install "spherecf[serve]"
         (["--host", "0.0.0.0", "--no-token"], "loopback"),
         (["--no-token", "--token", "t" * 20], "cannot be used together"),
         (["--token", "short"], "16 ASCII"),
+        (
+            ["--trust-proxy", "::1", "--trust-proxy", "10.0.0/8"],
+            "'10.0.0/8': expected an IP address or a net",
+        ),
     ],
 )
 def test_unsafe_settings_are_refused(arguments: list[str], message: str) -> None:
@@ -33,10 +40,16 @@ def test_unsafe_settings_are_refused(arguments: list[str], message: str) -> None
     assert isinstance(result.exception, SpherecfError) and message in str(result.exception)
 
 
-def test_a_port_in_use_is_reported() -> None:
+def test_a_port_in_use_is_reported_and_the_gallery_closed(tmp_path: Path) -> None:
+    path = tmp_path / "people.gallery"
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        result = CliRunner().invoke(app, ["serve", "--port", str(listener.getsockname()[1])])
-    assert isinstance(result.exception, SpherecfError) and "choose another --port" in str(result.exception)
+        port = str(listener.getsockname()[1])
+        for options in ([], ["--gallery", str(path)]):
+            result = CliRunner().invoke(app, ["serve", "--port", port, *options])
+            assert isinstance(result.exception, SpherecfError)
+            assert "choose another --port" in str(result.exception)
+    with open_gallery(str(path), load(), create=False) as gallery:
+        gallery.claim()  # refused if the command still held it
 
 
 def test_the_printed_address_can_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +69,7 @@ def test_a_given_token_is_not_printed(monkeypatch: pytest.MonkeyPatch, given: st
     assert not given or given not in result.output
 
 
-def test_the_room_can_be_imported_without_fastapi() -> None:
+def test_the_room_can_be_imported_without_fastapi(monkeypatch: pytest.MonkeyPatch) -> None:
     script = "import sys, spherecf.serve; assert not {'fastapi', 'uvicorn', 'starlette'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
     script_without_fastapi = (
@@ -66,6 +79,9 @@ def test_the_room_can_be_imported_without_fastapi() -> None:
         [sys.executable, "-c", script_without_fastapi], capture_output=True, text=True, timeout=60
     )
     assert "MissingDependencyError" in completed.stderr and "spherecf[serve]" in completed.stderr
+    monkeypatch.setitem(sys.modules, "spherecf.serve.app", None)  # as if an import in it failed
+    with pytest.raises(MissingDependencyError, match=r"spherecf\[serve\]"):
+        serve.run(None, "127.0.0.1", 0)
 
 
 @pytest.mark.slow

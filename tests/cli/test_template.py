@@ -4,11 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from spherecf.cli import app
-from spherecf.data import orl_faces
+from spherecf.data import encode_image, orl_faces
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 
@@ -44,6 +45,12 @@ def test_a_stranger_is_reported_and_excluded(anna: Path, tmp_path: Path) -> None
     saved = Embeddings.load(out)
     assert saved.keys == ["anna"] and saved.kappa[0] == pytest.approx(line["kappa"], rel=1e-5)
     assert set(saved.provenance) >= {"model", "backbone", "radius", "pooled", "environment"}
+
+
+def test_a_photo_without_a_face_is_shown_with_the_reason(anna: Path) -> None:
+    (anna / "wall.png").write_bytes(encode_image(np.full((9, 9, 3), 90, np.uint8)))
+    line, messages = run(str(anna))
+    assert line["photos"][-1]["kappa"] is None and "no face found in 9x9 px" in " ".join(messages.split())
 
 
 def test_wrong_usage_is_refused(anna: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from spherecf import load
 from spherecf.cli import app
 from spherecf.data import PairList, SyntheticImages, open_source, write_pair_bin
-from spherecf.errors import FileFormatError, InputError
+from spherecf.errors import FileFormatError, InputError, ModelError
 
 RECIPE = "[views]\ndegraded = 1\n[fit]\nepochs = 2\nbatch_size = 8\nheld_out = 0.3\n"
 
@@ -45,6 +45,18 @@ def test_train_confidence_writes_a_model_and_reports(world: Path) -> None:
     model = load(report["model"], world / "tiny.onnx")
     assert model.record["config"]["seed"] == 3 and report["fingerprint"] == model.fingerprint()
     assert report["data"]["used"] == 15 and np.isfinite(report["last"]["held_out_loss"])
+
+
+def test_images_left_out_are_counted(world: Path) -> None:
+    (world / "people" / "p0" / "0.jpg").write_text("text")
+    result = CliRunner().invoke(app, arguments(world), catch_exceptions=False)
+    assert result.exit_code == 0 and list(json.loads(result.stdout)["data"]["skipped"]) == ["p0/0.jpg"]
+    assert "1 images could not be used; the JSON report lists them" in result.stderr
+
+
+def test_only_a_checkpoint_can_be_finetuned(world: Path) -> None:
+    result = CliRunner().invoke(app, arguments(world, "--finetune-backbone"))
+    assert isinstance(result.exception, ModelError) and "tiny: cannot be fine-tuned" in str(result.exception)
 
 
 BACKBONE = """

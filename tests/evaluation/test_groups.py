@@ -67,6 +67,8 @@ def test_every_rate_equals_the_slow_reference() -> None:
     assert set(report.spread) == {"error", "fmr@0.3", "fnmr@0.3", "fmr@0.05", "fnmr@0.05"}
     everything = report.to_dict()
     assert json.loads(json.dumps(everything, allow_nan=False)) == everything
+    note = group_table(report, "toy").note
+    assert note.endswith(f". {report.ungrouped} pairs with an image of unknown group are left out.")
 
 
 def test_a_group_without_non_mated_pairs_has_no_own_rates() -> None:

@@ -1,6 +1,8 @@
 """The exported file, run by plain onnxruntime, agrees with the model from which it was exported."""
 
 import json
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +22,10 @@ import spherecf
 from spherecf.calibration import Calibration, KappaScale
 from spherecf.data import orl_faces
 from spherecf.errors import InputError, ModelError, StorageError
-from spherecf.export import Parity, export_onnx
+from spherecf.export import Parity, _serialized, export_onnx
 from spherecf.faces import AlignedFaces
 from spherecf.models import HEADS, ConfidenceHead, ConfidenceModel, FrozenBackbone, make_backbone, make_head
+from spherecf.models.heads import LinearHead
 
 
 def calibrated(model: ConfidenceModel) -> ConfidenceModel:
@@ -297,3 +300,20 @@ def test_unknown_options_are_refused(model: ConfidenceModel, tmp_path: Path, opt
 
 def _shape(backbone: FrozenBackbone) -> dict[str, int]:
     return dict(zip(("channels", "height", "width"), backbone.feature_shape, strict=True))
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are Unicode on this system")
+def test_the_name_of_the_recogniser_need_not_be_utf8(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"t\xe9ny.onnx")
+    tiny_file(tmp_path).rename(path)
+    backbone = FrozenBackbone.from_onnx(path, preprocessing=TINY)
+    model = ConfidenceModel(backbone, LinearHead(*backbone.feature_shape))
+    exported = onnx.load(export_onnx(model, tmp_path / "out.onnx").path)
+    facts = {entry.key: entry.value for entry in exported.metadata_props}
+    assert facts["spherecf.backbone_name"] == r"t\udce9ny"
+
+
+def test_a_graph_that_is_not_onnx_is_an_error_of_the_model(model: ConfidenceModel) -> None:
+    incomplete = graphs.iresnet()  # its output has no shape
+    with pytest.raises(ModelError, match=r"tiny: cannot be written as one ONNX file: Field 'shape'"):
+        _serialized(incomplete, model)

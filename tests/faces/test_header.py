@@ -1,11 +1,13 @@
 import io
+import struct
 
 import cv2
 import numpy as np
 import pytest
-from tests.faces.pictures import animation, derived_heic, lying_jpeg, png_of_size
+from tests.faces.pictures import animation, derived_heic, jpeg, lying_jpeg, png_of_size
 
 from spherecf.data import encode_image
+from spherecf.faces import read_photo
 from spherecf.faces.photo import Header, read_header
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
@@ -52,6 +54,30 @@ def test_pages_cmyk_and_orientation_are_read() -> None:
         assert header is not None and (header.orientation, header.width) == (6, 90), kind
     for lossless in (True, False):
         assert saved("WEBP", lossless=lossless) == Header("WebP", 90, 70)
+
+
+@pytest.mark.parametrize(
+    "exif", [b"", b"II*\0", b"MM\0*\0\0\0\x08", b"II*\0" + bytes(4), b"MM\0*\xff\xff\xff\xff"]
+)
+def test_a_photo_with_damaged_exif_data_is_not_turned(exif: bytes) -> None:
+    data = jpeg(PICTURE)
+    segment = b"\xff\xe1" + struct.pack(">H", 8 + len(exif)) + b"Exif\0\0" + exif
+    assert read_header(data[:2] + segment + data[2:]) == Header("JPEG", 90, 70)
+
+
+def test_a_bitmap_of_os2_is_read() -> None:
+    """Its header has sizes of 16 bits."""
+    data = b"BM" + struct.pack("<IHHIIHHHH", 38, 0, 0, 26, 12, 3, 1, 1, 24) + bytes(range(9)) + bytes(3)
+    assert read_header(data) == Header("BMP", 3, 1)
+    assert read_photo(data).pixels.tolist() == [[[2, 1, 0], [5, 4, 3], [8, 7, 6]]]
+
+
+def test_boxes_with_sizes_of_64_bits_are_followed() -> None:
+    data = derived_heic(b"grid", (300, 200))
+    start = data.index(b"meta") - 4
+    length = struct.unpack(">I", data[start : start + 4])[0]
+    long = struct.pack(">I4sQ", 1, b"meta", length + 8) + data[start + 8 :]
+    assert read_header(data[:start] + long) == read_header(data) == Header("HEIC", 300, 200)
 
 
 def test_huge_declared_sizes_are_read_and_zero_sizes_refused() -> None:

@@ -117,6 +117,13 @@ def test_heic_is_read_with_its_decoder() -> None:
     assert refused(stream.getvalue(), max_pixels=1000).kind is Failure.TOO_LARGE
 
 
+def test_a_grey_heic_becomes_rgb() -> None:
+    pillow_heif, stream = pytest.importorskip("pillow_heif"), io.BytesIO()
+    pillow_heif.from_bytes("L", (184, 224), FACE[..., 1].tobytes()).save(stream)
+    pixels = read_photo(stream.getvalue()).pixels
+    assert pixels.shape == FACE.shape and np.abs(pixels.astype(int) - FACE[..., 1:2]).mean() < 4
+
+
 @pytest.mark.parametrize("size", [(64, 48), (300, 201), (1001, 667)])
 def test_the_size_of_a_heic_is_its_visible_size(size: tuple[int, int]) -> None:
     """The HEIC header states the coded size, which is even and at least 64."""

@@ -61,6 +61,15 @@ def test_an_upside_down_face_is_refused_with_the_reason(tmp_path: Path) -> None:
         faces.image(faces.keys.index("someone/down.jpg"))
 
 
+def test_landmarks_at_one_point_are_a_failure_to_acquire(tmp_path: Path) -> None:
+    class Confused(FaceDetector):
+        def __call__(self, image: np.ndarray) -> list[Face]:
+            return [Face((9.0, 9.0, 50.0, 50.0), np.full((5, 2), 30.0), 0.99)]
+
+    with pytest.raises(ImageError, match=r"cannot be aligned: expected five distinct finite landmarks"):
+        AlignedFaces(photos(tmp_path, up=orl(0)), Confused()).image(0)
+
+
 @pytest.mark.parametrize("scale", [0.6, 3, 12])
 def test_small_and_large_photos_give_the_same_landmarks(scale: float) -> None:
     expected = find_face(orl(0), FaceDetector())

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.gallery.conftest import BACKBONE, DIM, MODEL, RADIUS, calibration
+from typer.testing import CliRunner
 
+from spherecf.cli import app
 from spherecf.common.sealing import KEY_FILE, make_key
 from spherecf.errors import FileFormatError, InputError, StorageError
 from spherecf.gallery import Gallery, migrate, milvus
@@ -83,6 +85,8 @@ def test_everything_is_migrated(old: Path, opened: Open, tmp_path: Path, people:
     assert enrolment.images == 4 and enrolment.enrolled == WHEN
     with pytest.raises(InputError, match="exists already"):
         migrate(old, tmp_path / "new")
+    result = CliRunner().invoke(app, ["gallery", "migrate", str(old), str(tmp_path / "again")])
+    assert result.exit_code == 0 and "".join(result.stderr.split("\n")) == f"{tmp_path / 'again'}: 10 people"
 
 
 def test_a_failed_rename_is_reported_and_can_be_repeated(

@@ -91,6 +91,14 @@ def iresnet(*, batch: int | str = "n", spatial_slopes: bool = True) -> onnx.Mode
     return make.model(["features"], batch=batch)
 
 
+def oblong() -> onnx.ModelProto:
+    """The network of `iresnet` for images of 8x32, whose last map has as many positions as that of 16x16."""
+    model = iresnet()
+    height, width = model.graph.input[0].type.tensor_type.shape.dim[2:]
+    height.dim_value, width.dim_value = 8, 32
+    return model
+
+
 def mobilefacenet(*, batch: int | str = 1) -> onnx.ModelProto:
     """A MobileFaceNet head: last map (16, 8, 8), global depthwise and 1x1 convolution, constant reshape."""
     make = Maker(1)

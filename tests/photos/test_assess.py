@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tests.faces.pictures import jpeg, portrait
+from tests.tiny import oblong_model
 
 from spherecf.data import orl_faces
 from spherecf.errors import InputError, ModelError
@@ -139,3 +140,10 @@ def test_batch_size_and_threads_must_be_positive(assessor: FaceAssessor) -> None
     for options in ({"batch_size": 0}, {"threads": 0}):
         with pytest.raises(InputError, match=">= 1"):
             next(assessor.stream([("a", orl_faces().image(0))], **options))
+
+
+def test_faces_and_recogniser_must_be_usable(assessor: FaceAssessor, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="faces: expected 'main' or 'all', got 'most'"):
+        FaceAssessor(assessor.model, faces="most")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="expected a recogniser with square input, got 8x32"):
+        FaceAssessor(oblong_model(tmp_path))

@@ -1,6 +1,7 @@
 """The journal of `spherecf quality --resume`: growth, damage, concurrent use and full disks."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,38 @@ def test_a_full_disk_is_reported(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"a\.jpg; earlier assessments are kept"):
         journal.add(PHOTO, {}, ("a.jpg", 1, 1))
     assert journal.find(("a.jpg", 1, 1)) is None
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"cannot be read \(Is a directory\)"):
+        Journal(tmp_path, "m")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
+def test_a_disk_that_takes_a_part_of_a_line_is_reported(tmp_path: Path) -> None:
+    import resource
+
+    path = tmp_path / "done.jsonl"
+    add(path, 1)
+    size, limits = path.stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Journal(path, "m") as journal:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, limits[1]))
+        try:
+            with pytest.raises(StorageError, match=r"No space left on device\) at a\.jpg; earlier assess"):
+                journal.add(PHOTO, {"photo": "ä"}, ("a.jpg", 2, 1))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert path.stat().st_size == size + 20
+        journal.add(PHOTO, {"photo": "ä"}, ("a.jpg", 3, 1))
+    assert keys(path) == [1, 3]
+
+
+def test_a_last_write_that_fails_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "done.jsonl"
+    journal = Journal(path, "m").__enter__()
+    journal.add(PHOTO, {"photo": "ä"}, ("a.jpg", 1, 1))
+    with monkeypatch.context() as patch, pytest.raises(StorageError, match=r"\(Input/output error\)"):
+        patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        journal.__exit__(None, None, None)
+    add(path, 2)  # the lock is released
+    assert keys(path) == [1, 2]

@@ -52,6 +52,8 @@ def test_percentiles_need_a_calibration(tmp_path: Path) -> None:
     assert write_scores(tmp_path / "s.txt", rows).read_text() == "a.jpg -10.0\n"
     with pytest.raises(InputError, match="not calibrated"):
         write_scores(tmp_path / "s.txt", rows, "percentile")
+    with pytest.raises(InputError, match="expected kappa, percentile or quality, got 'beauty'"):
+        write_scores(tmp_path / "s.txt", rows, "beauty")  # type: ignore[arg-type]
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +111,12 @@ def test_a_missing_photo_is_reported(tmp_path: Path) -> None:
     missing.path.unlink()
     with pytest.raises(StorageError, match="could not be copied"):
         copy_photos([missing], tmp_path / "out")
+
+
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"file.*(Not a directory|is a file)"):
+        copy_photos([photo(tmp_path / "in", "a.jpg", "a")], tmp_path / "file" / "out")
 
 
 def test_names_in_csv_are_not_formulas(tmp_path: Path) -> None:

@@ -55,6 +55,21 @@ def test_image_has_all_faces_and_failures(
     assert (sheet[-30:] < 100).any()  # the failure is listed at the bottom
 
 
+def test_long_reasons_take_two_lines_of_the_image(
+    rows: tuple[list[dict], dict[str, Path]], tmp_path: Path
+) -> None:
+    text = "blurred, dark, low contrast, eyes too close"
+    assert list(outputs_module._wrap(text, 24, 2)) == ["blurred, dark, low", "contrast, eyes too close"]
+    assert list(outputs_module._wrap(text, 12, 2)) == ["blurred,", "dark, low"]
+    long = {**rows[0][0], "reasons": text.split(", ")}
+    short, both = (
+        decode_image(write_sheet(tmp_path / "s.png", [{**long, "reasons": reasons}], {}).read_bytes())
+        for reasons in (["blurred"], long["reasons"])
+    )
+    ink = [(sheet[120:] < 100).any(2).any(1) for sheet in (short, both)]
+    assert ink[1].sum() > ink[0].sum()  # one line more
+
+
 def test_a_missing_photo_is_grey(rows: tuple[list[dict], dict[str, Path]], tmp_path: Path) -> None:
     sheet = decode_image(write_sheet(tmp_path / "s.png", rows[0], {}).read_bytes())
     assert (sheet[8:120, 8:120] == 128).all()

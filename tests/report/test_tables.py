@@ -10,8 +10,11 @@ from spherecf.evaluation import Interval
 from spherecf.evaluation.results import Measure
 from spherecf.report.tables import (
     Cell,
+    areas_table,
     counts_text,
+    difference_table,
     grouped,
+    heading,
     interval_text,
     metric_names,
     run_names,
@@ -85,3 +88,14 @@ def test_counts_warn_of_contradictions_and_repetitions(toy: Toy) -> None:
     wrong = dataclasses.replace(report, counts={**report.counts, "contradictions": 3, "repeated_pairs": 2})
     text = "; 3 pairs have a label that contradicts the people of their images; 2 pairs repeat an earlier one"
     assert text in counts_text(wrong) and "contradicts" not in counts_text(report)
+
+
+def test_areas_and_differences_may_be_missing(toy: Toy) -> None:
+    assert areas_table([toy.report(confidences=[])]) is None
+    few, more = (toy.report(draws=10, targets=targets) for targets in ((0.1,), (0.1, 0.02)))
+    table = difference_table([few, more])
+    assert table is not None
+    column = [row[table.header.index(heading("tmr@0.02"))] for row in table.rows]
+    half = len(column) // 2
+    assert column[:half] == [Cell("–", mark="missing")] * half and half > 0
+    assert Cell("–", mark="missing") not in column[half:]

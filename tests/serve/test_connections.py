@@ -1,10 +1,12 @@
 """Idle and endless requests are closed, ambiguous ones refused, and only named proxies trusted."""
 
 import contextlib
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 
@@ -12,6 +14,7 @@ import httpx
 import pytest
 
 pytest.importorskip("uvicorn", reason='no uvicorn: pip install "spherecf[serve]"')
+from spherecf.serve.app import _handled
 
 SCRIPT = """
 import asyncio, socket, sys
@@ -248,3 +251,36 @@ def test_forwarded_addresses_are_trusted_only_from_named_proxies(port: int, behi
     ]
     # Entries to the left of the proxy's own are only claims of the client.
     assert addresses == ["127.0.0.1", "203.0.113.9"]
+
+
+def test_large_answers_are_complete(port: int) -> None:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30) as client:
+        assert [len(client.get("/large").content), client.get("/").text] == [10_000_000, "127.0.0.1"]
+
+
+def test_invalid_bytes_after_an_answer_close_the_connection(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(CHUNKED.replace(b"/read", b"/"))
+        received = connection.recv(4096)
+        connection.sendall(b"no size of a chunk\r\n")
+        with contextlib.suppress(OSError):
+            while chunk := connection.recv(4096):
+                received += chunk
+    assert received.startswith(b"HTTP/1.1 200 ") and received.count(b"HTTP/1.1") == 1
+
+
+def test_a_service_in_a_thread_leaves_signals_alone() -> None:
+    """Only the main thread may handle them."""
+    handlers = [signal.getsignal(signal.SIGTERM)]
+
+    def serve_in_thread() -> None:
+        with _handled(signal.SIGTERM, lambda *_: None):
+            handlers.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=serve_in_thread)
+    thread.start()
+    thread.join()
+    assert handlers[0] == handlers[1]
+    with _handled(signal.SIGTERM, signal.SIG_IGN):  # type: ignore[arg-type]
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    assert signal.getsignal(signal.SIGTERM) == handlers[0]

@@ -71,6 +71,21 @@ def test_waiting_requests_share_batches() -> None:
     assert len(echo.threads) == 1 and threading.get_ident() not in echo.threads
 
 
+def test_waiting_requests_are_finished_at_the_end() -> None:
+    async def work(worker: Worker, echo: Echo) -> Any:
+        first = asyncio.create_task(worker.assess(uploads("wait")))
+        while not echo.batches:
+            await asyncio.sleep(0.001)
+        second = asyncio.create_task(worker.assess(uploads("a")))
+        await asyncio.sleep(0.01)
+        worker._jobs.put(None)  # as `stop` does, which would wait for the thread
+        echo.release.set()
+        return await asyncio.gather(first, second)
+
+    results, echo = run(work)
+    assert results == [["wait"], ["a"]] == echo.batches
+
+
 def test_one_bad_request_fails_alone() -> None:
     async def work(worker: Worker, echo: Echo) -> Any:
         tasks = [asyncio.create_task(worker.assess(uploads(name))) for name in ("wait", "x", "bad", "y")]

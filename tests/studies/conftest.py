@@ -5,6 +5,7 @@ from pathlib import Path
 import onnx
 import pytest
 from tests.data.conftest import picture
+from tests.evaluation.conftest import toy
 from tests.models import graphs
 from tests.models.conftest import TINY
 
@@ -12,6 +13,8 @@ from spherecf.data import draw_pairs, open_source
 from spherecf.demo.trial import CrossQuality, TrialOptions, cross_quality
 from spherecf.models import FrozenBackbone
 from spherecf.training import ConfidenceConfig
+
+__all__ = ["toy"]
 
 CONFIG = ConfidenceConfig.from_dict(
     {"views": {"degraded": 1}, "fit": {"epochs": 2, "batch_size": 16, "held_out": 0.3}}

@@ -5,8 +5,8 @@ import pytest
 import torch
 from tests.studies.conftest import run
 
-from spherecf.data import draw_pairs, open_source
-from spherecf.demo.trial import VARIANTS, CrossQuality, cross_quality
+from spherecf.data import draw_pairs, open_source, orl_faces
+from spherecf.demo.trial import VARIANTS, CrossQuality, TrialOptions, cross_quality
 from spherecf.errors import InputError
 from spherecf.models import FrozenBackbone
 from spherecf.scoring import mutual_likelihood_score
@@ -75,3 +75,10 @@ def test_missing_seeds_or_pair_lists_are_refused(
     train, test = map(open_source, sets)
     with pytest.raises(InputError, match="at least one seed and one pair list, got 3 and 0"):
         cross_quality(tiny, train, test, [], tmp_path)
+
+
+def test_one_head_must_have_the_default_score(tiny: FrozenBackbone, tmp_path: Path) -> None:
+    people = orl_faces()
+    options = TrialOptions((0,), variants=VARIANTS[2:3])
+    with pytest.raises(InputError, match=r"expected a variant with the score mls, got \['mls_released'\]"):
+        cross_quality(tiny, people, people, [draw_pairs(people)], tmp_path, options=options)

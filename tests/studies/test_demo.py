@@ -7,6 +7,7 @@ from tests.studies.conftest import CONFIG, make_people
 
 from spherecf.data import orl_faces
 from spherecf.demo import demo
+from spherecf.demo.run import _notes
 from spherecf.errors import InputError
 from spherecf.models import FrozenBackbone
 
@@ -44,3 +45,22 @@ def test_the_demo_ranks_degraded_orl_faces_lower(tmp_path: Path) -> None:
     assert clean.label == "clean" and clean.quartiles[0] > graded[-1].quartiles[2]
     assert report.scores["mls"].auc.value > report.scores["cosine"].auc.value
     assert result.files.html.stat().st_size > 50_000
+
+
+def test_photos_are_aligned_to_the_size_of_the_recogniser(tiny: FrozenBackbone, tmp_path: Path) -> None:
+    for person in range(1, 5):
+        (tmp_path / "mine" / f"s{person}").mkdir(parents=True)
+        for number in range(1, 4):
+            photo = f"s{person}/{number}.pgm"
+            shutil.copy(orl_faces().root / photo, tmp_path / "mine" / photo)
+    result = demo(tmp_path / "out", tmp_path / "mine", draws=10, config=CONFIG, backbone=tiny)
+    assert result.result.test.source.image(0).shape == (16, 16, 3)
+    assert result.result.models[0, "mls"].record["data"]["used"] == 6
+
+
+def test_a_report_on_the_orl_faces_says_what_they_are() -> None:
+    people = orl_faces().subset(range(20))
+    assert any(
+        "The ORL faces are frontal grey studio images" in note for note in _notes(people, people, True)
+    )
+    assert not any("ORL" in note for note in _notes(people, people, False))

@@ -1,11 +1,13 @@
+import dataclasses
 import io
 import json
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from tests.evaluation.conftest import Toy
 
-from spherecf.demo.run import kappa_strips, present, show_tables, summarise, tables
+from spherecf.demo.run import edc_table, kappa_strips, present, show_tables, summarise, tables
 from spherecf.demo.trial import CrossQuality
 from spherecf.evaluation import interval
 
@@ -53,3 +55,17 @@ def test_the_terminal_shows_every_table(finished: CrossQuality) -> None:
     text = " ".join(console.export_text().split())  # titles may be wrapped
     assert all(table.title in text for table in tables(finished))
     assert all(row[0] in text and row[-1] in text for table in tables(finished) for row in table.rows)
+
+
+def test_areas_under_edc_are_shown_for_every_confidence(finished: CrossQuality, toy: Toy) -> None:
+    """The few pairs of the finished experiment resolve no threshold, those of the toy do."""
+    assert edc_table(finished, "fmr<=0.001").rows == []
+    reports = [toy.report(toy.clean, toy.degraded, label=f"seed {seed}", condition="a/b") for seed in (0, 1)]
+    table = edc_table(dataclasses.replace(finished, reports=reports), "fnmr<=0.05")
+    areas = {
+        item.confidence: item.edc.pauc_normalised["0.2"]
+        for item in reports[0].edc
+        if (item.score, item.start) == ("cosine", "fnmr<=0.05")
+    }
+    assert table.header == ["pairs", "left/right", *areas] and "kappa" in areas
+    assert table.rows == [["toy", "a/b", *(f"{area:.3f}" for area in areas.values())]]

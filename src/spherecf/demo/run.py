@@ -268,8 +268,8 @@ def demo(
     Args:
         folder: folder for caches, heads and ``report/report.html``.
         data: folder, list or .rec with labelled photos or face crops; None for the ORL faces (40 people with
-            10 grey images each). If the images are not 112x112 pixels, faces are detected and aligned; images
-            without a face are counted and listed.
+            10 grey images each). If the images do not have the size of the recogniser's input (SFace:
+            112x112 pixels), faces are detected and aligned; images without a face are counted and listed.
         seed: random seed of the split, the pairs, the degradations and the head.
         draws: number of bootstrap samples.
         config: settings of the head; by default `CONFIG`.
@@ -310,7 +310,7 @@ def demo(
 def _aligned(source: ImageSource, size: tuple[int, int]) -> ImageSource:
     if len(source) and source.image(0).shape[:2] == size:
         return source
-    return AlignedFaces(source)
+    return AlignedFaces(source, size=size[0])
 
 
 def _notes(train: ImageSource, test: ImageSource, default: bool) -> list[str]:

@@ -7,7 +7,6 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -24,7 +23,6 @@ _MESSAGES = {404: "There is no such page.", 405: "This method is not allowed for
 def install(app: FastAPI) -> None:
     """Make the application answer every error with ``{"error": sentence}``."""
     app.add_exception_handler(HTTPException, _handle_http_error)
-    app.add_exception_handler(RequestValidationError, _handle_invalid_request)
     app.add_exception_handler(InputError, _handle_input_error)
     app.add_exception_handler(StorageError, _handle_storage_error)
     app.add_exception_handler(ClientDisconnect, _handle_disconnect)
@@ -40,12 +38,6 @@ async def _handle_http_error(request: Request, error: Any) -> JSONResponse:
         methods = request.app.openapi()["paths"].get(request.url.path)
         response.headers.update({"Allow": ", ".join(methods).upper()} if methods else {})
     return response
-
-
-async def _handle_invalid_request(request: Request, error: Any) -> JSONResponse:
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"] if part not in ("query", "path", "body"))
-    return problem(422, f"{field or 'the request'}: {first['msg']}.")
 
 
 async def _handle_input_error(request: Request, error: Exception) -> JSONResponse:

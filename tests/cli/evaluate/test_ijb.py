@@ -72,6 +72,34 @@ def test_json_and_report(folder: Path, tmp_path: Path) -> None:
     assert "<svg" in page and "TMR minus that of kappa, mls" in page and "ijbc/1:1|meta:sha256:" in page
 
 
+@pytest.mark.parametrize("skipped", [True, False])
+def test_failures_and_repetitions_are_noted(tmp_path: Path, skipped: bool) -> None:
+    """An enrolled template and a probe have no image left; a pair is listed twice."""
+    toy = template_toy(pairs=1500)
+    pairs, probes, enrolled = toy.meta.pairs, toy.meta.probes, toy.meta.galleries["G1"]
+    emptied = {int(enrolled.templates[0]), int(probes.templates[0])}
+    lost = {f for f, t in zip(toy.meta.files, toy.meta.templates.tolist()) if t in emptied}
+    twice = type(pairs)(*(np.append(column, column[-1:]) for column in pairs))
+    write_ijb(tmp_path / "IJBC/meta", dataclasses.replace(toy.meta, pairs=twice, detector_score=None))
+    e = toy.embeddings.select([row for row, key in enumerate(toy.embeddings.keys) if key not in lost])
+    e = dataclasses.replace(e, skipped=[(key, "truncated") for key in sorted(lost)] if skipped else [])
+    e.save(tmp_path / "e.safetensors")
+    affected = np.isin(pairs.left, [*emptied]) | np.isin(pairs.right, [*emptied])
+    first = f"the first is {min(lost)}: " + ("truncated" if skipped else "not among the embeddings")
+    shown = {}
+    for verb in ("ijb", "identification"):
+        result = run(tmp_path, verb, "--mode", "K1", "--draws", "0", "--out", str(tmp_path / verb))
+        assert result.exit_code == 0, result.exception
+        (section,) = json.loads((tmp_path / verb / "report.json").read_text("utf-8"))["sections"]
+        shown[verb] = " ".join(section["notes"])
+        assert f"{len(lost)} images could not be embedded (failures to acquire, not scored)" in shown[verb]
+        assert f"2 templates without any image: {', '.join(map(str, sorted(emptied)))}." in shown[verb]
+        assert first.split(":")[1] in shown[verb]
+    assert f"{affected.sum()} pairs are left out because a template has no usable image." in shown["ijb"]
+    assert "1 pairs repeat an earlier pair of the list; every occurrence counts." in shown["ijb"]
+    assert "1 probes and 1 enrolled templates have no usable image" in shown["identification"]
+
+
 def test_groups_from_a_file_and_from_an_extra(folder: Path, tmp_path: Path) -> None:
     people = sorted(
         {line.split(",")[1].strip() for line in (folder / "IJBC/meta/ijbc_1N_probe_mixed.csv").open()}

@@ -130,6 +130,17 @@ def test_photos_are_aligned_again_for_the_strips(folder: Path, monkeypatch: pyte
     assert tenfold(folder, "--draws", "0", "--json").stdout.count("align:yunet") == 2
 
 
+def test_faces_of_an_unknown_view_are_refused(folder: Path) -> None:
+    e = Embeddings.load(folder / "clean.safetensors")
+    e = dataclasses.replace(e, mu=np.array(e.mu), provenance={**e.provenance, "view": "fog-v9/0"})
+    (folder / "clean.safetensors").unlink()
+    e.save(folder / "clean.safetensors")
+    options = ["--faces", str(folder / "faces"), "--out", str(folder / "report"), "--draws", "0"]
+    error = tenfold(folder, *options).exception
+    assert isinstance(error, InputError) and "fog-v9" in str(error)
+    assert str(error).endswith("; leave out --faces") and not (folder / "report").exists()
+
+
 def test_the_same_file_on_both_sides_is_read_as_one(folder: Path) -> None:
     path = str(folder / "clean.safetensors")
     result = tenfold(folder, "--right", path, "--draws", "0", "--json", "--radius", "8")
