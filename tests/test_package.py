@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import pytest
 
 import spherecf
+from spherecf.common import version as version_module
 
 SOURCE = Path(spherecf.__file__).parent
 ROOMS = sorted(
@@ -185,3 +186,12 @@ def test_environment_records_the_commit_of_a_checkout() -> None:
     commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     printed = python("from spherecf.common.version import environment; print(environment().get('git'))")
     assert commit in printed
+
+
+def test_environment_without_git_and_a_package_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git
+    monkeypatch.setattr(version_module, "_RECORDED", ("torch", "spherecf-absent"))
+    facts = version_module.environment.__wrapped__()
+    assert "git" not in facts and facts["spherecf-absent"] == "absent" and facts["torch"][0].isdigit()

@@ -151,3 +151,5 @@ def test_messages_list_what_is_available(fitted: Calibration) -> None:
         fitted.decision("cosine")
     with pytest.raises(InputError, match="at least one score"):
         fit_calibration(model="m", data="d", scores={}, mated=[])
+    with pytest.raises(InputError, match="calibration method 'platt': expected one of logistic, isotonic"):
+        fit_calibration(model="m", data="d", scores={"s": [0.1, 0.2]}, mated=[0, 1], method="platt")

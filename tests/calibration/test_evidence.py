@@ -262,6 +262,16 @@ def test_bad_data_are_refused(calibrator: ConditionalCalibrator) -> None:
         fit({name: column[..., :900] for name, column in data.items()})
     with pytest.raises(InputError, match="expected numbers >= 0 and finite"):
         calibrator.llr(-400.0, (np.inf, 1.0))
+    data = make_pairs(8, 9000)
+    for bad, what in (
+        ({"cosines": np.where(data["mated"], data["cosines"], 0.1)}, "tail"),  # no tail of non-mated pairs
+        ({"scores": np.where(np.arange(9000), data["scores"], 1e300)}, "likelihood ratio"),
+    ):
+        with (
+            pytest.raises(InputError, match=f"the fit of the {what} did not converge"),
+            np.errstate(all="ignore"),
+        ):
+            fit({**data, **bad})
     facts = calibrator.to_dict()
     for wrong in (
         {"offset": [1.0]}, {"slope": [0.0, 1.0, np.inf]}, {"left": [3.0, 2.0]}, {"left": [3.0, np.inf]},

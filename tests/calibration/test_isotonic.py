@@ -50,6 +50,11 @@ def test_smallest_sets(scores: list[float], mated: list[int]) -> None:
     assert bool(steps(2.0) > steps(1.0)) == (scores == [1.0, 2.0])
 
 
+def test_equal_rates_are_one_block_although_their_means_round_differently() -> None:
+    starts, rates = pool_adjacent_violators([1, 31, 8], [1, 39, 10])  # 32/40 and 8/10
+    assert starts.tolist() == [0] and rates.tolist() == [0.8]
+
+
 def test_through_json() -> None:
     steps = IsotonicCalibrator.fit([0.1, 0.3, 0.2, 0.4], [0, 0, 1, 1], score="cosine")
     assert IsotonicCalibrator.from_dict(json.loads(json.dumps(steps.to_dict()))) == steps

@@ -55,6 +55,14 @@ def test_separated_data_are_regularised_and_flagged(scores: list[float], mated: 
     assert not LogisticCalibrator.fit([*scores, 1.5, 9.0], [*mated, 1, 1], score="s").separated
 
 
+def test_newton_steps_that_are_too_long_are_shortened() -> None:
+    scores, mated = np.array([-10926762481.0, -494.0, -3.0, 2.0, -1.0]), np.array([0, 0, 1, 0, 0])
+    line = LogisticCalibrator.fit(scores, mated, score="s")
+    odds = np.maximum(line.slope * scores + line.offset, -700)
+    off = np.where(mated, 0.5, 0.125) * (1 / (1 + np.exp(-odds)) - mated)
+    assert (off.sum(), off @ scores) == (pytest.approx(0, abs=1e-9), pytest.approx(0, abs=1e-6))
+
+
 def test_claims_no_more_than_the_data() -> None:
     scores, mated = make()
     line = LogisticCalibrator.fit(scores, mated, score="mls")
@@ -73,6 +81,8 @@ def test_bad_input_is_refused() -> None:
     for bad, match in (
         ({"scores": -scores, "mated": mated}, "swapped, or the scores distances"),
         ({"scores": np.ones(4), "mated": [0, 0, 1, 1]}, "all 4 scores are equal"),
+        ({"scores": [0.1] * 3, "mated": [0, 1, 0]}, "all 3 scores are equal"),  # their deviation is 1e-17
+        ({"scores": [1.9, 0.2, 1357514411.5, 0.0], "mated": [0, 1, 0, 0]}, "did not converge; check"),
         ({"scores": scores, "mated": np.ones(500, bool)}, "500 mated and 0 non-mated"),
         ({"scores": [1.0, np.nan, np.nan], "mated": [0, 1, 1]}, "2 of 3 are NaN, first pair 1"),
         ({"scores": [1.0, 2.0], "mated": [0, 2]}, "booleans"),

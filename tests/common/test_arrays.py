@@ -6,6 +6,8 @@ import torch
 
 from spherecf.common import arrays
 from spherecf.common.arrays import (
+    UNIT_TOLERANCE,
+    are_unit,
     as_array,
     as_tensor,
     check_directions,
@@ -137,6 +139,22 @@ def test_unsigned_integers_that_do_not_fit_are_refused() -> None:
     assert as_tensor(largest, "groups", kinds="i").tolist() == [2**63 - 1]
     with pytest.raises(InputError, match=r"groups: expected integers below 2\^63, got 9223372036854775808"):
         as_tensor(largest + np.uint64(1), "groups", kinds="i")
+
+
+def test_fields_of_packed_records_are_copied() -> None:
+    """torch cannot share memory whose strides are no multiple of the size of an element."""
+    for writeable in (True, False):
+        packed = np.array([(1, 0.5), (2, 0.25)], [("label", "u1"), ("kappa", "f4")])
+        packed.flags.writeable = writeable
+        assert as_tensor(packed["kappa"], "kappa").tolist() == [0.5, 0.25]
+
+
+def test_lengths_within_rounding_of_the_tolerance_are_accepted() -> None:
+    mu = np.array([[0.2732536494731903, -0.7555692791938782, -0.5970330834388733]], np.float32)
+    assert not are_unit(mu) and np.linalg.norm(mu.astype(float)) - 1 < UNIT_TOLERANCE
+    check_directions(mu, "mu")
+    with pytest.raises(InputError, match="1 of another length"):
+        check_directions(mu * np.float32(1 + 1e-6), "mu")
 
 
 def test_copies_to_a_gpu_go_through_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,11 @@
+import errno
+import fcntl
 import hashlib
 import io
 import json
 import os
 import re
+import stat
 import tarfile
 import threading
 import zipfile
@@ -19,6 +22,7 @@ from safetensors.torch import save as safe_bytes, save_file as safe_file
 from tests.models import graphs
 
 from spherecf.common.files import (
+    Lock,
     check_destination,
     check_folder,
     describe_content,
@@ -120,6 +124,70 @@ def test_a_second_process_learns_which_process_holds_the_lock(tmp_path: Path) ->
     with locked(tmp_path / "new" / "rows", "this folder"):
         assert (tmp_path / "new" / "rows-lock").exists()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_whose_file_disappears_is_taken_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flock, attempts = fcntl.flock, list[int]()
+
+    def flock_late(stream: IO[bytes], operation: int) -> None:
+        attempts.append(operation)
+        if len(attempts) == 1:
+            (tmp_path / "lock").unlink()  # another process has released the lock since the file was opened
+        flock(stream, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock_late)
+    with Lock(tmp_path / "lock", "this folder"):
+        assert len(attempts) == 2 and (tmp_path / "lock").read_text() == str(os.getpid())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(StorageError, match=r"taken/lock: cannot be written .*choose a folder that is writ"):
+        Lock(tmp_path / "taken" / "lock", "this folder")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
+def test_files_are_written_where_there_are_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def flock(stream: IO[bytes], operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    if number == errno.EIO:  # a fault, not a lack of locks
+        with pytest.raises(StorageError, match="Input/output error"):
+            write_atomically(tmp_path / "file", lambda stream: stream.write(b"x"))
+        return
+    (tmp_path / ".file.part").write_bytes(b"that of another process")
+    names: list[str] = []
+    write_atomically(
+        tmp_path / "file",
+        lambda stream: (stream.write(b"new"), names.extend(p.name for p in tmp_path.iterdir())),
+    )
+    assert (tmp_path / "file").read_bytes() == b"new"
+    assert len(names) == 2 and {p.name for p in tmp_path.iterdir()} == {"file", ".file.part"}
+    with Lock(tmp_path / "lock", "this folder"):
+        assert (tmp_path / "lock").exists()
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+def test_folders_that_cannot_be_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Some network drives cannot sync a folder; any other error is reported."""
+    fsync = os.fsync
+
+    def fsync_files(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync_files)
+    if number == errno.EIO:
+        with pytest.raises(StorageError, match="Input/output error"):
+            write_atomically(tmp_path / "file", lambda stream: stream.write(b"x"))
+    else:
+        write_atomically(tmp_path / "file", lambda stream: stream.write(b"x"))
+        assert (tmp_path / "file").read_bytes() == b"x"
 
 
 def test_a_read_only_folder_is_not_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,6 +305,7 @@ CONTENTS = {
         saved_bytes(lambda stream: torch.save({}, stream, _use_new_zipfile_serialization=False)),
         "torch file in the format before",
     ),
+    "exported": (zip_bytes("net/archive_format", "net/data.txt"), "an exported program"),
     "script": (zip_bytes("net/data.pkl", "net/code/__torch__.py"), "TorchScript"),
     "pickle": (b"\x80\x04\x95\x00", "pickle"),
     "onnx": (graphs.iresnet().SerializeToString(), "ONNX"),

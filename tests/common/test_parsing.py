@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -59,4 +60,10 @@ def test_fields_must_have_their_declared_types() -> None:
     assert checked(Lamp, {"watts": 5, "colours": ["red"]}, "lamp") == Lamp(5.0, ("red",))
     for invalid in ({"watts": True, "colours": []}, {"watts": "5", "colours": []}, {"watts": 5}, [], None, 3):
         with pytest.raises(InputError, match=r"^lamp: "):
+            checked(Lamp, invalid, "lamp")
+    deep: list[Any] = []
+    for _ in range(10**5):
+        deep = [deep]
+    for invalid in ({"watts": {5}}, {1j: 5}, deep):
+        with pytest.raises(InputError, match=r"^lamp: expected plain JSON values: "):
             checked(Lamp, invalid, "lamp")

@@ -171,6 +171,13 @@ def test_errors_are_raised_at_the_position_of_their_result(make_readers: Callabl
     with pytest.raises(ZeroDivisionError):  # raised by the iterator of items
         list(reader(1 // item for item in (1, 0)))
 
+    def interrupted() -> Iterator[int]:
+        yield 6
+        raise RuntimeError("not of the readers")
+
+    with pytest.raises(RuntimeError, match=r"^not of the readers$"):
+        list(reader(interrupted()))
+
 
 def test_a_killed_process_gives_one_error_and_ends_the_others(make_readers: Callable[..., Any]) -> None:
     reader = make_readers(slow, name="decode")
@@ -183,6 +190,18 @@ def test_a_killed_process_gives_one_error_and_ends_the_others(make_readers: Call
         list(results)
     assert "\n" not in str(raised.value) and have_ended(processes)
     assert next(reader([3])) == 3  # processes restart on the next request
+
+
+def test_close_kills_processes_that_do_not_react(
+    make_readers: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)  # instead of 5 s
+    reader = make_readers(slow)
+    assert next(reader([1])) == 1
+    processes = reader.pids
+    os.kill(processes[0], signal.SIGSTOP)  # reacts to nothing but SIGKILL
+    reader.close()
+    assert have_ended(processes)
 
 
 def test_close_ends_the_processes_and_deletion_frees_the_memory(make_readers: Callable[..., Any]) -> None:

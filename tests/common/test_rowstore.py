@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from spherecf.common import rowstore
-from spherecf.common.rowstore import Column, RowStore
+from spherecf.common.rowstore import Column, RowStore, SealedRows
+from spherecf.common.sealing import Key
 from spherecf.errors import InputError, StorageError
 
 COLUMNS: dict[str, Column] = {"x": ((3,), "float32"), "ok": ((), "bool")}
@@ -231,6 +232,42 @@ def test_a_file_in_place_of_the_store_is_reported_and_kept(tmp_path: Path) -> No
     with pytest.raises(StorageError, match="store: cannot reserve"):
         open_store(tmp_path / "store")
     assert (tmp_path / "store").read_text() == "a file"
+
+
+def test_rows_that_cannot_be_opened_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_store(tmp_path / "store").append(rows(0, 5))
+
+    def memmap(path: Path, *_: object, **__: object) -> None:  # root could open any file
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(np, "memmap", memmap)
+    with pytest.raises(StorageError, match=r"store: cannot be written \(Permission denied\); choose another"):
+        open_store(tmp_path / "store")
+
+
+def sealed_store(folder: Path, count: int = 4) -> SealedRows:
+    return SealedRows(folder, count, COLUMNS, {"data": "a"}, Key(bytes(range(32)), "the test"))
+
+
+def test_damaged_sealed_rows_are_computed_again(tmp_path: Path) -> None:
+    store = sealed_store(tmp_path / "store")
+    for start in (0, 2):
+        store.append(rows(start, 2))
+        store.commit()
+    assert sealed_store(tmp_path / "store").complete
+    path = tmp_path / "store" / "rows-2.sealed"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    reopened = sealed_store(tmp_path / "store")
+    assert reopened.done == 2 and reopened.arrays["x"][:2].tolist() == rows(0, 2)["x"].tolist()
+    reopened.append(rows(2, 2))
+    assert sealed_store(tmp_path / "store").complete
+
+
+def test_sealed_rows_larger_than_the_disk_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"No space left on device.*Nothing was written"):
+        sealed_store(tmp_path / "store", 1 << 50)
+    assert not list(tmp_path.iterdir())
 
 
 def test_rows_that_cannot_be_deleted_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

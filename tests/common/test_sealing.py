@@ -1,5 +1,6 @@
 """Keys and sealed files: every alteration is detected, and no message shows the key."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from spherecf.common.sealing import (
     sealing,
     unsealed,
 )
+from spherecf.common.tensorfile import sealed_tensors
 from spherecf.errors import FileFormatError, InputError, MissingDependencyError, SpherecfError, StorageError
 
 CHUNK = 64
@@ -94,6 +96,35 @@ def test_the_position_of_the_damage_is_reported(key: Key, tmp_path: Path) -> Non
     (tmp_path / "a").write_bytes(sealed)
     with pytest.raises(FileFormatError, match=f"was altered, near byte {HEAD + 3 * (CHUNK + 16)}"):
         unsealed(tmp_path / "a", key)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"__metadata__": {"kind": 1}}, "its metadata are not text"),
+        ({"b": {"dtype": "F32", "shape": [2], "data_offsets": [12, 20]}}, "offsets of tensor 'b' do not fit"),
+        ({"b": {"dtype": "F32", "shape": [3], "data_offsets": [8, 16]}}, "offsets of tensor 'b' do not fit"),
+        ({"b": {"dtype": "F32", "shape": [-1, -2], "data_offsets": [8, 16]}}, "offsets of tensor 'b' do not"),
+        ({"b": {"dtype": "F32", "shape": [3], "data_offsets": [8, 20]}}, "it is truncated"),
+    ],
+)
+def test_sealed_tensors_are_checked_before_they_are_used(
+    key: Key, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    def sealed(header: dict[str, object]) -> Path:
+        text = json.dumps(header).encode()
+        seal(
+            tmp_path / "a", len(text).to_bytes(8, "little") + text + np.arange(4, dtype="<f4").tobytes(), key
+        )
+        return tmp_path / "a"
+
+    header: dict[str, object] = {
+        name: {"dtype": "F32", "shape": [2], "data_offsets": [start, start + 8]}
+        for name, start in (("a", 0), ("b", 8))
+    }
+    assert sealed_tensors(sealed(header), key, "toys")[0]["b"].tolist() == [2, 3]
+    with pytest.raises(FileFormatError, match=f"not readable as toys.*{message}"):
+        sealed_tensors(sealed(header | change), key, "toys")
 
 
 def test_a_key_file_is_private_and_never_overwritten(tmp_path: Path) -> None:

@@ -120,6 +120,7 @@ def test_arrays_in_any_memory_order_are_read(tmp_path: Path, array: np.ndarray) 
         (npy(FEATURES).replace(b"(4, 6), }   ", b"(4000, 6), }"), "96000 bytes"),
         (npy(np.array([{}]), allow_pickle=True), "stored as a pickle"),
         (npy(np.zeros(4, [("a", "f4"), ("b", "f4")])), "float type"),
+        (npy(np.zeros((0, 6), np.float32)), r"expected features .* got float32 of shape \(0, 6\)"),
         (npy(FEATURES).replace(b"\x76\0", b"\xff\xff"), "no valid header"),
     ],
 )
@@ -140,6 +141,8 @@ def test_keys_that_contradict_the_names_in_the_file_are_refused(tmp_path: Path) 
     assert list(read_features(path, ["x/1.png", "x/2.png", "y/1.png", "x/c.png"]).keys)[3] == "x/c.png"
     with pytest.raises(InputError, match=r"row 2 is of 'a/2\.jpg', but the key passed for it is '3\.jpg'"):
         read_features(path, ["1.jpg", "3.jpg", "2.jpg", "c.jpg"])
+    with pytest.raises(InputError, match="expected one key per row, got 3 keys for 4 rows of features"):
+        read_features(path, ["1.jpg", "2.jpg", "c.jpg"])
 
 
 def test_names_with_invalid_code_points_are_refused(tmp_path: Path) -> None:

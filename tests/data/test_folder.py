@@ -76,6 +76,13 @@ def test_a_deleted_image_raises_image_error(folder: Path) -> None:
     assert source.sizes()[3] == -1
 
 
+@pytest.mark.parametrize("size", [(1 << 16) - 1, 1 << 16, 3 << 16])
+def test_files_of_any_size_are_read_whole(folder: Path, size: int) -> None:
+    content = (bytes(range(251)) * (1 + size // 251))[:size]
+    (folder / "ann/1.jpg").write_bytes(content)
+    assert IdentityFolder(folder).read(0) == content
+
+
 def test_fingerprint_changes_with_content_of_equal_size(folder: Path) -> None:
     original = IdentityFolder(folder).fingerprint()
     data = bytearray((folder / "bob/1.jpg").read_bytes())

@@ -130,6 +130,13 @@ def test_errors_in_constructed_pairs_state_the_row() -> None:
         IjbMeta("mine", ["a", "b", "c"], ids, ids, pairs)
     with pytest.raises(InputError, match="columns of equal length"):
         IjbMeta("mine", ["a", "b"], ids, ids)
+    for mated, message in [
+        ([True], r"pairs, row 0: expected three columns of equal length, at least 1, got \[2, 2, 1\]"),
+        ([True, True], "pairs, row 0: 2 mated and 0 non-mated pairs; error rates need both"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            IjbMeta("mine", ["a", "b", "c"], ids, ids, TemplatePairs(ids[:2], ids[1:], np.array(mated)))
+    assert IjbMeta("mine", ["a", "b", "c"], ids, ids).repeated_pairs() == 0
     meta = IjbMeta("mine", ["a", "b", "c"], ids, ids, TemplatePairs(
         np.array([1, 2, 3, 1]), np.array([2, 1, 1, 3]), np.array([True, True, False, False])
     ))  # fmt: skip

@@ -107,6 +107,11 @@ def test_truncated_images_are_refused(suffix: str, part: float) -> None:
         decode_image(data[: int(len(data) * part)], "set:a")
 
 
+def test_a_png_without_its_end_chunk_is_refused() -> None:
+    with pytest.raises(ImageError, match=r"truncated image .*: the PNG end chunk IEND is missing"):
+        decode_image(encoded(".png")[:-12])
+
+
 def test_jpeg_with_a_zeroed_end_is_refused() -> None:
     data = encoded(".jpg")
     with pytest.raises(ImageError, match="end marker"):
@@ -172,6 +177,8 @@ def test_data_that_is_not_an_image_is_refused(data: bytes, message: str) -> None
 def test_impossible_dimensions_are_refused() -> None:
     with pytest.raises(ImageError, match="not a"):
         decode_image(b"P5 4000000000 4000000000 255 " + bytes(64))
+    with pytest.raises(ImageError, match=r"set:a: not a decodable image \(2000017 bytes\): .*WIDTH"):
+        decode_image(b"P5 2000000 1 255 " + bytes(2_000_000), "set:a")  # more columns than OpenCV decodes
 
 
 def test_a_wrong_size_is_refused_rather_than_resized() -> None:
@@ -196,6 +203,8 @@ def test_encoder_writes_known_formats_and_refuses_others() -> None:
     assert len(encode_image(GRADIENT, ".jpg", 20)) < len(encode_image(GRADIENT, ".jpg", 95))
     with pytest.raises(InputError, match="xyz"):
         encode_image(GRADIENT, ".xyz")
+    with pytest.raises(InputError, match=r"cannot encode 16x12 px as '\.pgm'; use \.png or \.jpg"):
+        encode_image(GRADIENT, ".pgm")  # a format of grey images
 
 
 @pytest.mark.parametrize("options", [{"reduce": 3}, {"reduce": [2]}, {"size": 112}, {"size": (1, 2, 3)}])

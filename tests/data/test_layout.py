@@ -1,11 +1,12 @@
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from spherecf.data import RecordFile, encode_image, write_index
-from spherecf.data.recordio import pack_record
+from spherecf.data import RecordFile, encode_image, records as records_module, write_index
+from spherecf.data.recordio import MAGIC_BYTES, pack_record
 from spherecf.errors import FileFormatError
 
 PEOPLE, EACH = 3, 2
@@ -61,13 +62,16 @@ def test_a_short_index_is_refused_rather_than_read_as_a_smaller_set(
         RecordFile(save(tmp_path / "set", record_set(start), lambda lines: lines[:listed]))
 
 
-def test_a_short_index_is_reported_with_both_counts_and_can_be_rebuilt(tmp_path: Path) -> None:
+def test_a_short_index_is_reported_with_both_counts_and_can_be_rebuilt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = save(tmp_path / "set", record_set(), lambda lines: lines[:5])
     with pytest.raises(
         FileFormatError, match=r"declares images up to record 6, but the index lists 4 images,.*data index"
     ):
         RecordFile(folder)
     (folder / "train.idx").unlink()
+    monkeypatch.setattr(records_module, "_PROGRESS_BYTES", 1)  # a step of the progress bar per record
     assert write_index(folder) == folder / "train.idx"
     assert len(RecordFile(folder)) == 6
 
@@ -107,6 +111,25 @@ def test_layouts_of_common_tools_are_read(tmp_path: Path, records: Records) -> N
     source = RecordFile(save(tmp_path / "set", records))
     assert list(source.keys) == list("123456") and source.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert len(source.identities) == 3
+
+
+def test_an_index_without_the_first_image_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match=r"starts at byte \d+ and does not list the record at byte 0"):
+        RecordFile(save(tmp_path / "set", record_set()[1:7], lambda lines: lines[1:]))
+
+
+def test_a_split_identity_record_is_read(tmp_path: Path) -> None:
+    """Its second number, which other tools may set, contains the magic word, at which records are split."""
+    header = struct.pack("<IfQQ", 2, 0.0, 2, int.from_bytes(MAGIC_BYTES, "little"))
+    ahead, behind = (header + struct.pack("<2f", 1.0, 2.0)).split(MAGIC_BYTES)
+    parts = [(1, ahead), (3, behind)]
+    split = b"".join(MAGIC_BYTES + struct.pack("<I", kind << 29 | len(part)) + part for kind, part in parts)
+    records = [(0, pack_record(0, (2.0, 4.0))), (1, image(1, 0)), (2, split), (3, pack_record(3, (2.0, 2.0)))]
+    source = RecordFile(save(tmp_path / "set", records))
+    assert source.labels.tolist() == [0] and list(source.keys) == ["1"]
+    with pytest.raises(FileFormatError, match=r"identity record at byte .* got \(1\.0, nan\)"):
+        broken = split.replace(struct.pack("<f", 2.0), struct.pack("<f", float("nan")))
+        RecordFile(save(tmp_path / "broken", [*records[:2], (2, broken), records[3]]))
 
 
 @pytest.mark.parametrize("change", [lambda lines: lines[1:], lambda lines: lines[1:7]])

@@ -113,6 +113,7 @@ def test_list_formats_of_other_tools_are_read_alike(folder: Path, form: str, hea
         ("C:\\faces\\ann\\1.jpg 0", "line 1.*drive"),
         ("x" * 300 + "/1.jpg 0", "line 1.*300 bytes"),
         ("ann 0", "line 1.*folder"),
+        ("ann\0/1.jpg 0", "line 1: expected the path of an image, got"),
         ("<!DOCTYPE html>", "HTML"),
     ],
 )
@@ -125,7 +126,7 @@ def test_labels_are_numeric_only_if_all_are_numbers(folder: Path) -> None:
     source = listed(folder, "{0}\t{1}", ("10.000000", "9.0", "-1.000000", "2"))
     assert source.identities == ["2", "9", "10"] and source.labels.tolist() == [2, 1, -1, 0]
     assert listed(folder, "{0}\t{1}", ("1.5", "a", "1.0", "a")).identities == ["1.0", "1.5", "a"]
-    for label in ("0.5", "nan", "inf", "1e300", "0.1e999000000"):
+    for label in ("0.5", "nan", "inf", "1e300", "0.1e999000000", "1e99999999999999999999"):
         with pytest.raises(FileFormatError, match=f"line 3: label '{label}'"):
             listed(folder, "{0}\t{1}", ("0.0", "1.0", label, "2.0"))
 
@@ -145,6 +146,8 @@ def test_unicode_forms_of_one_name_are_one_person_and_one_path(folder: Path) -> 
     assert source.identities == [nfc] and source.image(0).shape == (16, 16, 3)
     with pytest.raises(FileFormatError, match="already on line 1"):
         ListFile(write(folder, f"{nfc}/1.jpg\t{nfc}", f"{nfd}/1.jpg\t{nfd}"))
+    with pytest.raises(FileFormatError, match=f"line 1: no such image.*{nfc}/2.jpg"):
+        ListFile(write(folder, f"{nfc}/2.jpg\t{nfc}"))  # in neither form
 
 
 def test_missing_images_are_counted_and_listed(folder: Path) -> None:

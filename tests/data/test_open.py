@@ -3,7 +3,15 @@ from pathlib import Path
 
 import pytest
 
-from spherecf.data import IdentityFolder, ListFile, PairBin, RecordFile, open_source, write_records
+from spherecf.data import (
+    IdentityFolder,
+    ListFile,
+    PairBin,
+    RecordFile,
+    open_pairs,
+    open_source,
+    write_records,
+)
 from spherecf.errors import FileFormatError
 
 
@@ -19,6 +27,12 @@ def test_every_layout_is_recognised(folder: Path, tmp_path: Path, pictures: list
         (tmp_path / "toy.bin", PairBin),
     ]:
         assert type(open_source(path)) is kind
+
+
+def test_the_pairs_of_a_bin_are_a_pair_list(tmp_path: Path, pictures: list[bytes]) -> None:
+    (tmp_path / "toy.bin").write_bytes(pickle.dumps((pictures, [True, False, True])))
+    pairs = open_pairs(tmp_path / "toy.bin")
+    assert pairs.left == ["toy/000000", "toy/000002", "toy/000004"] and pairs.mated.tolist() == [1, 0, 1]
 
 
 def test_list_paths_may_be_relative_to_another_root(folder: Path, tmp_path: Path) -> None:

@@ -55,6 +55,12 @@ def test_every_format_gives_the_same_pairs(tmp_path: Path, content: str) -> None
     assert pairs.subjects == (["a", "a", "b", "b"], ["a", "b", "b", "c"])
 
 
+def test_a_first_pair_that_could_be_a_header_is_a_pair(tmp_path: Path) -> None:
+    """Its label is also that of later pairs."""
+    pairs = open_pairs(write(tmp_path, "img1 img2 same\nimg3 img4 same\nimg1 img3 different\n"))
+    assert pairs.left == ["img1", "img3", "img1"] and pairs.mated.tolist() == [True, True, False]
+
+
 @pytest.mark.parametrize("form", ["{fold} {0} {1} {2}", "{0},{1},{2},{fold}"])
 def test_fold_columns_are_preserved(tmp_path: Path, form: str) -> None:
     lines = [form.format(*row, fold=1 + position // 2) for position, row in enumerate(ROWS)]
@@ -123,6 +129,7 @@ def test_subject_folders_follow_the_common_prefix(tmp_path: Path) -> None:
         ("0\t1.0\ta/1.jpg\n", "line 1"),
         ("Ann\t1\t4\nBo\t1\tCleo\t2\n", "line 1"),
         ("img1,img2,img1,same\na,b,c,1\n", "could both be the left"),
+        ("a\0/1.jpg b/1.jpg 1\n", "line 1: expected the path of an image"),
         ("left right label\n", "expected pairs after the header"),
         ("<!DOCTYPE html>\n", "HTML"),
         ("", "empty"),

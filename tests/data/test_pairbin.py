@@ -72,6 +72,15 @@ def test_python_2_strings_are_read(tmp_path: Path, pictures: list[bytes]) -> Non
     assert [source.read(row) for row in range(6)] == pictures
 
 
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4])
+def test_empty_and_quoted_bytes_are_read(tmp_path: Path, protocol: int) -> None:
+    """Python 3 writes b"" as a call in protocols 0 to 2; Python 2 writes its strings quoted in protocol 0."""
+    source = PairBin(write(tmp_path, ([b"", b"\xff'"], [True]), protocol))
+    assert [source.read(0), source.read(1)] == [b"", b"\xff'"]
+    source = PairBin(write(tmp_path, b"((lS\"\\xff'\"\naS'b'\na(lI01\nat."))
+    assert [source.read(0), source.read(1)] == [b"\xff'", b"b"]
+
+
 def test_python_2_arrays_are_read(tmp_path: Path) -> None:
     """What Python 2 and NumPy 1 write for ([array([1, 2], uint8)] * 2, [True])."""
     array = (
@@ -191,6 +200,32 @@ def test_setting_the_state_of_an_allowed_function_is_refused(tmp_path: Path) -> 
         PairBin(write(tmp_path, b"\x80\x02cnumpy\ndtype\n}U\x01xK\x01sb."))
 
 
+ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01"
+U1 = b"cnumpy\ndtype\nU\x02u1\x85R"
+
+
+@pytest.mark.parametrize(
+    ("pickled", "message"),
+    [
+        (ARRAY + b"K\x02\x85N\x89U\x02abtb", "an array has no dtype"),
+        (ARRAY + b"N" + U1 + b"\x89U\x02abtb", "an array has no valid shape"),
+        (ARRAY + b"J\xff\xff\xff\xff\x85" + U1 + b"\x89U\x02abtb", "an array has no valid shape"),
+        (ARRAY + b"K\x02\x85" + U1 + b"\x89Ntb", "the content of an array is of type NoneType"),
+        (ARRAY + b"K\x03\x85" + U1 + b"\x89U\x02abtb", r"has 2 bytes .* do not fit the shape \[3\]"),
+        (b"K\x01K\x02a", "expected a list on the stack, got a int"),
+        (b"]e", "there is no mark on the stack"),
+        (b"h\x07", "memo entry 7 was never stored"),
+        (b"K\x01K\x02\x93", "a global name is not text"),
+        (b"cnumpy.core.multiarray\nscalar\n" + U1 + b"\x85R", "a NumPy scalar has no value"),
+        (b"Sab\n", "a string has no quotes"),
+        (b"S'ab\"\n", "a string has no quotes"),
+    ],
+)
+def test_invalid_instructions_are_refused(tmp_path: Path, pickled: bytes, message: str) -> None:
+    with pytest.raises(FileFormatError, match=f"rejected as a pair file near byte .*{message}"):
+        PairBin(write(tmp_path, b"\x80\x02" + pickled + b"."))
+
+
 def test_wrong_structures_are_refused(tmp_path: Path, pictures: list[bytes]) -> None:
     for content, message in [
         ({"a": 1}, "got dict"),
@@ -202,6 +237,7 @@ def test_wrong_structures_are_refused(tmp_path: Path, pictures: list[bytes]) -> 
         (([np.zeros((4, 4, 3), np.uint8)] * 2, [True]), r"image 0: .* got array uint8\[4, 4, 3\]"),
         ((pictures[:2], ["yes"]), "flag 0: expected True or False, got 'yes'"),
         ((pictures[:2], [2]), "flag 0"),
+        ((["\u0100", b"x"], [True]), "image 0: expected encoded bytes, got text"),
     ]:
         with pytest.raises(FileFormatError, match=message):
             PairBin(write(tmp_path, content))

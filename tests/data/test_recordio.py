@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from spherecf.data import recordio
 from spherecf.data.recordio import MAGIC_BYTES, pack_record, read_record
 from spherecf.errors import FileFormatError
 
@@ -44,6 +45,16 @@ def test_records_containing_the_magic_word_are_split_and_rejoined(content: bytes
     flags = [struct.unpack_from("<I", packed, offset + 4)[0] >> 29 for offset in aligned]
     assert flags == ([0] if parts == 1 else [1, *[2] * (parts - 2), 3])
     assert read_record(packed, 0, PATH).content == content
+
+
+def test_a_part_longer_than_its_length_field_allows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recordio, "_LENGTH", 40)  # instead of 512 MiB
+    assert len(pack_record(1, (0.0,), bytes(16))) == 48
+    assert len(pack_record(1, (0.0,), bytes(16) + MAGIC_BYTES + bytes(40))) == 96  # in two parts
+    with pytest.raises(
+        FileFormatError, match="record 1: a part has 41 bytes, but RecordIO allows at most 40"
+    ):
+        pack_record(1, (0.0,), bytes(17))
 
 
 def test_label_lists_round_trip() -> None:

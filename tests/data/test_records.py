@@ -151,6 +151,8 @@ def test_a_truncated_last_record_is_refused_on_opening(records: Path) -> None:
         (lambda text: text + "11\n", "line 11: expected"),
         (lambda text: "99999999999999999999\t0\n" + text, "record"),
         (lambda text: "", "empty"),
+        (lambda text: "\n \n", "the index is empty"),
+        (lambda text: text.replace("\t", "\v"), "expected lines `number<TAB>offset`"),
     ],
 )
 def test_a_wrong_index_is_refused(records: Path, change: Callable[[str], str], message: str) -> None:
@@ -213,6 +215,14 @@ def test_missing_and_empty_files_are_refused(records: Path, name: str) -> None:
     (records / name).unlink()
     with pytest.raises(FileFormatError, match=f"{name}.*No such file"):
         RecordFile(records / "train.rec")
+
+
+def test_names_without_a_folder_name_no_identities(tmp_path: Path, pictures: list[bytes]) -> None:
+    packed = [pack_record(row, (float(row // 2),), data) for row, data in enumerate(pictures)]
+    folder = write_plain(tmp_path / "plain", packed)
+    (folder / "names.txt").write_text("".join(f"{row}\tname{row}.jpg\n" for row in range(6)))
+    source = RecordFile(folder)
+    assert source.keys[5] == "name5.jpg" and source.identities == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize("label", [float("nan"), 1.5, -2.0])

@@ -35,6 +35,9 @@ def test_extra_csv_columns_are_ignored(tmp_path: Path) -> None:
     rows = read_table(path, {"template": "i4", "subject": "i4"}, delimiter=",", header=True)
     assert rows["template"].tolist() == [1, 2] and rows["subject"].tolist() == [7, 8]
     assert line_number(path, 1, header=True) == 3
+    path = written(tmp_path, "\n \nTEMPLATE,SUBJECT\n\n1,7\n2,8\n")
+    rows = read_table(path, {"template": "i4", "subject": "i4"}, delimiter=",", header=True)
+    assert rows["subject"].tolist() == [7, 8] and line_number(path, 1, header=True) == 6
 
 
 @pytest.mark.parametrize(
@@ -45,6 +48,8 @@ def test_extra_csv_columns_are_ignored(tmp_path: Path) -> None:
         ("1 2 0\n\n3 x 1\n", "line 3: .*other 'x' is not a 32-bit whole number"),
         ("1 2.5 0\n", "line 1: .*other '2.5' is not a 32-bit whole number"),
         ("1 2 0\n99999999999 4 1\n", "line 2: .*template '99999999999' is not a 32-bit whole number"),
+        ("1 2 0\n3 1_0 1\n", "line 2: .*other '1_0' is not a 32-bit whole number"),
+        ("1 2 0\n3 \u0664 1\n", "line 2: .*other '\u0664' is not a 32-bit whole number"),
         ("", "expected lines `template other label`, but the file has none"),
         ("\n \n", "the file has none"),
     ],
@@ -54,7 +59,7 @@ def test_errors_state_the_invalid_line(tmp_path: Path, text: str, message: str) 
         read_table(written(tmp_path, text), INTEGERS)
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "x"])
+@pytest.mark.parametrize("value", ["nan", "inf", "x", "1_0"])
 def test_numbers_must_be_finite(tmp_path: Path, value: str) -> None:
     path = written(tmp_path, f"a 1\nb {value}\n")
     with pytest.raises(FileFormatError, match=f"line 2: .*score '{value}' is not a finite number"):
@@ -68,6 +73,11 @@ def test_a_missing_header_is_reported(tmp_path: Path) -> None:
     path = written(tmp_path, "TEMPLATE,SUBJECT\n1\n")
     with pytest.raises(FileFormatError, match=r"line 2: .*1 fields instead of 2"):
         read_table(path, {"template": "i4", "subject": "i4"}, delimiter=",", header=True)
+    for text in ("", "TEMPLATE,SUBJECT\n"):
+        with pytest.raises(FileFormatError, match=r"expected lines `template,subject,\.\.\.`, but .* none"):
+            read_table(
+                written(tmp_path, text), {"template": "i4", "subject": "i4"}, delimiter=",", header=True
+            )
 
 
 def test_binary_and_missing_files_are_refused(tmp_path: Path) -> None:

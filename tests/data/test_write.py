@@ -1,3 +1,4 @@
+import pickle
 import struct
 from pathlib import Path
 
@@ -126,6 +127,19 @@ def test_keys_cannot_escape_the_target_folder(folder: Path, tmp_path: Path, key:
     assert not list(tmp_path.rglob("out.jpg"))
 
 
+def test_a_set_that_records_cannot_hold_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writers_module, "EXACT", 9)  # instead of 2^24
+    with pytest.raises(InputError, match="at most 8 images and identities in total, got 9; write several"):
+        write_records(IdentityFolder(folder), tmp_path / "rec")
+    (folder / "ann/1.jpg").rename(folder / "ann/a\tb.jpg")
+    monkeypatch.setattr(writers_module, "EXACT", 10)
+    with pytest.raises(InputError, match=r"a key contains a tab or a line break, which names\.txt cannot"):
+        write_records(IdentityFolder(folder), tmp_path / "rec")
+    assert [path.name for path in tmp_path.iterdir()] == ["faces"]
+
+
 def test_two_keys_with_the_same_target_path_are_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("ann/1.jpg -1\nbob/1.jpg b\n")
     (folder / "ann_1.jpg").write_bytes(picture(3))
@@ -174,6 +188,18 @@ def test_a_list_preserves_names_labels_and_unknown_identities(folder: Path, tmp_
     assert listed.labels.tolist() == source.labels.tolist() and -1 in listed.labels
     assert all(listed.read(row) == source.read(row) for row in range(len(source)))
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["images", "list.txt"]
+
+
+def test_images_without_a_suffix_get_that_of_their_format(tmp_path: Path) -> None:
+    stored = [picture(0), picture(1, ".png"), picture(2, ".bmp"), picture(3)]
+    (tmp_path / "toy.bin").write_bytes(pickle.dumps((stored, [True, False])))
+    source = PairBin(tmp_path / "toy.bin")
+    listed = write_list(source, tmp_path / "new")
+    assert [key.rsplit("/", 1)[1] for key in listed.keys] == [
+        "toy_000000.jpg", "toy_000001.png", "toy_000002.png", "toy_000003.jpg"
+    ]  # fmt: skip
+    assert [listed.read(row) == stored[row] for row in range(4)] == [True, True, False, True]
+    assert all(np.array_equal(listed.image(row), source.image(row)) for row in range(4))
 
 
 def test_names_that_a_list_cannot_represent_are_refused(folder: Path, tmp_path: Path) -> None:

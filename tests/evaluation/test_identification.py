@@ -20,7 +20,7 @@ from spherecf.evaluation import (
     evaluate_identification,
     templates as templates_module,
 )
-from spherecf.scoring import mutual_likelihood_score
+from spherecf.scoring import mutual_likelihood_score, pool_templates
 
 TARGETS = (0.5, 0.1, 0.05, 1e-3)
 
@@ -266,3 +266,15 @@ def test_a_gallery_without_mated_probes_is_refused(toy: TemplateToy) -> None:
     meta = dataclasses.replace(toy.meta, probes=non_mated)
     with pytest.raises(InputError, match="no probe has a mate in gallery G1"):
         evaluate_identification(toy.embeddings, meta, TemplateOptions(draws=0))
+
+
+def test_template_ids_far_apart_are_found_by_bisection() -> None:
+    ids = np.array([-(10**12), 3, 5, 10**15])
+    found = templates_module.positions(ids, np.array([10**15, 3, -(10**12), 3]))
+    assert found.tolist() == [3, 1, 0, 1]
+
+
+def test_templates_without_precisions_have_no_pfe_score() -> None:
+    templates = pool_templates(np.eye(3, dtype=np.float32), np.ones(3), [1, 2, 3])
+    with pytest.raises(InputError, match="score pfe: these templates have no log_precision; pool them with"):
+        next(templates_module.score_tiles(templates, templates, "pfe", 64.0))

@@ -91,6 +91,12 @@ def test_too_few_comparisons_leave_the_verdict_open() -> None:
     assert [check.verdict for check in report.rules] == ["kept", "kept", "open"] and report.alike == ()
 
 
+def test_rules_without_a_threshold_name_no_look_alikes() -> None:
+    undecided = tuple(replace(rule, accept=None, reject=None) for rule in rules("mls", 0.0))
+    report = check_members(members([1] * 25), Calibration("m", "d", decisions=undecided), draws=10)
+    assert report.alike == () and [check.false_matches for check in report.rules] == [0]
+
+
 def test_templates_without_own_rules_use_those_of_images() -> None:
     report = check_members(members([3] * 20), Calibration("m", "d", decisions=rules("mls", 0.0)), draws=10)
     assert [check.rule.score for check in report.rules] == ["mls"] and report.counts["mated"] == 60

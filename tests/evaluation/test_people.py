@@ -89,6 +89,23 @@ def test_a_broken_rule_that_cannot_be_renewed_makes_no_decisions() -> None:
     assert check.verdict == "broken" and (check.renewed.accept is None or check.renewed.accept > 0.99)
 
 
+def test_a_rule_without_thresholds_is_left_as_it_is() -> None:
+    undecided = replace(rules(0.2).decisions[0], accept=None, reject=None)
+    check = check_people(world(60, 2), Calibration("m", "d", decisions=(undecided,)), draws=20).rules[0]
+    assert check.renewed == undecided and check.how == "unchanged: the rule leaves all pairs undecided"
+
+
+def test_the_threshold_for_a_non_match_is_renewed_from_many_mated_pairs() -> None:
+    e = world(60, 9, spread=1.2)  # 2160 mated pairs; 2000 are needed for a false non-match rate of 0.05
+    check = check_people(e, rules(0.6), draws=20).rules[0]
+    left, right = np.triu_indices(len(e), 1)
+    mated = (e.mu[left] * e.mu[right]).sum(1)[e.labels[left] == e.labels[right]]
+    assert check.rule.reject == 0.1 < check.renewed.reject <= check.renewed.accept
+    assert 0.02 < (mated < check.renewed.reject).mean() <= 0.05
+    few = check_people(world(60, 8, spread=1.2), rules(0.6), draws=20).rules[0]  # 1680 mated pairs
+    assert few.renewed.reject == few.rule.reject
+
+
 def test_too_many_images_are_sampled_per_person(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spherecf.evaluation.people._IMAGES", 120)
     counts = check_people(world(60, 5), rules(0.5), draws=20).counts

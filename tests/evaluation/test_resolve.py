@@ -77,3 +77,9 @@ def test_failures_that_leave_one_kind_of_pairs_are_refused(four: Embeddings) -> 
 def test_inconsistent_columns_are_refused(four: Embeddings, mated: list, folds: list, message: str) -> None:
     with pytest.raises(InputError, match=message):
         resolve_pairs(four, four, LEFT, RIGHT, mated, folds, None)
+
+
+def test_subjects_of_another_number_than_pairs_are_refused(four: Embeddings) -> None:
+    for subjects in ((list("pqr"), list("pqrs")), (list("pqrs"), list("pq"))):
+        with pytest.raises(InputError, match=r"subjects: expected two \(4,\), got \([34],\) and \([24],\)"):
+            resolve_pairs(four, four, LEFT, RIGHT, MATED, FOLDS, subjects)

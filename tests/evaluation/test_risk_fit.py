@@ -95,3 +95,12 @@ def test_separable_errors_and_constant_columns_have_a_finite_fit() -> None:
     parts = np.stack([np.linspace(-1, 1, 40), np.ones(40)], 1)
     fit = fit_calibrator(parts, parts[:, 0] < 0)
     assert np.isfinite(fit.coefficients).all() and (np.diff(fit.confidence(parts)) > 0).all()
+
+
+def test_trials_without_any_risk_are_skipped(search_and_decisions: tuple[Searched, Decisions]) -> None:
+    """One trial in 4096 of the first half leaves out all four risks."""
+    result, decisions = search_and_decisions
+    risks = log_risks(result, decisions.accepted)
+    fit = fit_risk_weights(risks, decisions, limit=0.5, trials=160, seed=3)
+    assert max(fit.log_weights) == 0
+    assert fit.prr == pytest.approx(prediction_rejection_ratio(fit.confidence(risks), decisions))

@@ -214,6 +214,11 @@ def test_bad_input_is_refused() -> None:
     pairs = draw(50, np.random.default_rng(0))
     with pytest.raises(InputError, match="alpha and delta"):
         choose_decision(pairs, pairs, alpha=0.0)
+    for option in ({"error": "fnmr"}, {"abstain": "never"}):
+        with pytest.raises(
+            InputError, match=r"unknown error .* or abstain .*; errors are both, decision, fmr"
+        ):
+            choose_decision(pairs, pairs, alpha=0.1, **option)
     with pytest.raises(InputError, match="confidences: expected"):
         ScoredPairs(pairs.scores, pairs.confidences[:-1], pairs.mated)
     with pytest.raises(InputError, match="50 mated and 0 non-mated"):

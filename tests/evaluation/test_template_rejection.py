@@ -109,6 +109,18 @@ def test_image_precisions_become_a_template_confidence(benchmark: tuple[Embeddin
     assert "precision" not in report.absent_confidences and report.at("precision", 0.2) is not None
 
 
+def test_templates_pooled_by_precision_keep_their_own(benchmark: tuple[Embeddings, IjbMeta]) -> None:
+    """The confidence is that of the pooled template, not the mean over its images."""
+    e, meta = benchmark
+    e = dataclasses.replace(e, log_precision=np.random.default_rng(1).normal(size=(len(e), DIM)))
+    reports = [
+        evaluate_template_rejection(e, meta, OPTIONS, galleries=["G1"], mode=mode)["G1"]
+        for mode in ("N0D0K1", "precision")
+    ]
+    values = [report.at("precision", 0.2).prr.value for report in reports]
+    assert values[0] != values[1] and all("precision" not in r.absent_confidences for r in reports)
+
+
 def test_missing_lists_and_scores_are_reported(benchmark: tuple[Embeddings, IjbMeta]) -> None:
     e, meta = benchmark
     with pytest.raises(InputError, match=r"galleries and probes are needed but missing: .*1N_probe.csv"):

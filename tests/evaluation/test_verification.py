@@ -177,3 +177,8 @@ def test_embeddings_of_two_recognisers_are_refused(toy: Toy) -> None:
     other_recogniser = embeddings(np.full(240, 0.5), 2, backbone="c" * 64)
     with pytest.raises(InputError, match=r"backbone sha256:bbbbbbbbbbbb, right of sha256:cccccccccccc"):
         toy.report(right=other_recogniser)
+
+
+def test_without_cosine_there_are_no_differences_to_it(toy: Toy) -> None:
+    report = toy.report(scores=["mls"])
+    assert list(report.scores) == ["mls"] and report.differences == {}

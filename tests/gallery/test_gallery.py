@@ -1,9 +1,12 @@
 """Enrolment, identification, listing and removal in an embedded gallery."""
 
+import socket
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,8 @@ from tests.gallery.conftest import BACKBONE, DIM, MODEL, RADIUS, calibration, ne
 from spherecf.calibration import LogisticCalibrator
 from spherecf.errors import FileFormatError, InputError, ModelError, StorageError
 from spherecf.gallery import Gallery
+from spherecf.gallery.rows import Template
+from spherecf.gallery.store import Store
 from spherecf.scoring import pool_templates
 
 Open = Callable[..., Gallery]
@@ -280,6 +285,81 @@ def test_files_that_are_not_galleries_are_refused(opened: Open, tmp_path: Path) 
     with pytest.raises(InputError, match="no gallery"):
         opened(tmp_path / "none", create=False)
     assert not (tmp_path / "none").exists()
+    (tmp_path / "empty").touch()
+    with pytest.raises(InputError, match="there is no gallery here; enrol a person first"):
+        opened(tmp_path / "empty", create=False)
+    with pytest.raises(TypeError, match=r"Gallery\.open\(\) got an unexpected keyword argument 'tokens'"):
+        opened(tokens="x")
+
+
+def test_places_that_cannot_be_opened_are_refused(opened: Open, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with socket.socket(socket.AF_UNIX) as endpoint:
+        endpoint.bind(str(tmp_path / "socket"))
+    (tmp_path / "link").symlink_to(tmp_path / "none" / "gallery")
+    for place, message in (
+        ("file/people", r"cannot be written \(.*file is not a folder\)"),
+        ("x" * 300, r"cannot be opened \(File name too long\)"),
+        ("link", r"cannot be opened \(No such file or directory\)"),
+        ("socket", r"the gallery cannot be read or written \(unable to open database file\)"),
+    ):
+        with pytest.raises(StorageError, match=message):
+            opened(tmp_path / place)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("mu = x'00'", "a direction has (the wrong size|1 bytes instead of 128)"),
+        ("kappa = -1.0", "a row holds a value of the wrong type or out of range"),
+        ("images = 'x'", "a row holds a value of the wrong type or out of range"),
+        ("facts = '{}'", "lacks facts of a template"),
+        ("facts = '[]'", "is not a JSON object"),
+    ],
+)
+def test_rows_with_invalid_values_are_refused(
+    opened: Open, people: np.ndarray, tmp_path: Path, change: str, message: str
+) -> None:
+    gallery = opened()
+    enrol(gallery, "Ann", people[:1])
+    gallery.close()
+    with sqlite3.connect(tmp_path / "people") as connection:
+        connection.execute("PRAGMA ignore_check_constraints = ON")
+        connection.execute(f"UPDATE templates SET {change}")
+    connection.close()
+    with pytest.raises(FileFormatError, match=message):
+        opened().list()
+    if not change.startswith("facts"):  # which a search does not read
+        with pytest.raises(FileFormatError, match=message):
+            opened().search(people[:1], [300.0])
+        with pytest.raises(FileFormatError, match="damaged"):
+            opened().compact()
+
+
+def test_a_person_is_stored_only_once(tmp_path: Path, people: np.ndarray) -> None:
+    template = Template("1", "Ann", people[0], 300.0, 1, 1, {})
+    with closing(Store(str(tmp_path / "people"), DIM)) as store:
+        store.create({"dim": DIM})
+        store.insert([template])
+        with pytest.raises(StorageError, match="UNIQUE constraint failed"):
+            store.insert([replace(template, id="2")])
+        assert store.counts() == (1, 1)
+
+
+def test_removal_while_another_process_reads_is_not_erasure(
+    opened: Open, people: np.ndarray, tmp_path: Path
+) -> None:
+    gallery = opened(timeout=0.1)
+    for name, mu in zip(("Ann", "Bob"), people):
+        enrol(gallery, name, mu[None])
+    reader = sqlite3.connect(tmp_path / "people", isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM templates").fetchone()
+    with pytest.raises(StorageError, match="removed, but not erased, because another process is reading"):
+        gallery.remove("Ann")
+    reader.close()
+    gallery.compact()
+    assert [entry.identity for entry in gallery.list()] == ["Bob"]
 
 
 def test_equal_input_gives_an_equal_gallery_except_for_times(
@@ -360,6 +440,15 @@ def test_names_may_be_long_and_are_unicode_normalised(opened: Open, people: np.n
 def test_invalid_arrays_are_refused(opened: Open, mu: np.ndarray, kappa: list[float], match: str) -> None:
     with pytest.raises(InputError, match=match):
         opened().enrol("Ann", mu, kappa, media=["a"] * len(mu), sources=["a"] * len(mu))
+
+
+def test_invalid_searches_are_refused(opened: Open, people: np.ndarray) -> None:
+    gallery = opened()
+    enrol(gallery, "Ann", people[:1])
+    with pytest.raises(InputError, match="top: expected 1 or more, got 0"):
+        gallery.search(people[:1], [300.0], top=0)
+    with pytest.raises(InputError, match=r"mu: expected one direction of shape \(32,\), got \(2, 32\)"):
+        gallery.identify(people[:2], 300.0)
 
 
 def test_without_calibration_identification_is_undecided(opened: Open, people: np.ndarray) -> None:

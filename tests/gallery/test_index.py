@@ -184,3 +184,13 @@ def test_people_are_removed_although_the_search_file_is_gone(
     Path(f"{path}-search").unlink()
     assert gallery.remove("000") == 1 and "000" not in gallery
     check(gallery, mu)
+
+
+def test_a_search_file_that_cannot_be_erased_is_reported(opened: Open, path: Path, mu: np.ndarray) -> None:
+    gallery, file = opened(), Path(f"{path}-search")
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(StorageError, match=r"removed people could not be erased from it \(Is a directory\)"):
+        gallery.remove("000")
+    file.rmdir()
+    assert "000" not in gallery

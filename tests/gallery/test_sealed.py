@@ -21,6 +21,7 @@ from spherecf.common.sealing import KEY_FILE, Key, make_key, read_key
 from spherecf.errors import FileFormatError, InputError, SpherecfError, StorageError
 from spherecf.gallery import Gallery, reseal_gallery
 from spherecf.gallery.rows import check_images
+from spherecf.gallery.sealed import open_store
 from spherecf.gallery.store import Store
 
 Open = Callable[..., Gallery]
@@ -189,6 +190,48 @@ def test_altered_galleries_are_refused(closed: Path, statement: str) -> None:
     assert changed > 0
     with pytest.raises(FileFormatError, match="damaged"):
         use(closed)
+
+
+def test_a_person_missing_from_the_table_or_the_order_of_the_index_is_damage(closed: Path, key: Key) -> None:
+    """The index still lists the row: a damaged page, or an attack on the file's structure."""
+    content = closed.read_bytes()
+    for statement, message in (
+        ("DELETE FROM sealed WHERE row = 1", "a template is listed but missing"),
+        ("", "its index is not in order"),
+    ):
+        closed.write_bytes(content)
+        connection = sqlite3.connect(closed, isolation_level=None)
+        connection.execute("PRAGMA writable_schema = ON")
+        kept = connection.execute("SELECT * FROM sqlite_master WHERE name = 'by_identity'").fetchone()
+        if statement:
+            connection.execute("DELETE FROM sqlite_master WHERE name = 'by_identity'")
+            connection.close()
+            connection = sqlite3.connect(closed, isolation_level=None)
+            connection.execute(statement)
+            connection.execute("PRAGMA writable_schema = ON")
+            connection.execute("INSERT INTO sqlite_master VALUES (?, ?, ?, ?, ?)", kept)
+        else:
+            connection.execute("DROP INDEX by_identity")
+            connection.execute("CREATE UNIQUE INDEX by_identity ON sealed (identity DESC, nonce)")
+        connection.close()
+        with pytest.raises(FileFormatError, match=message):
+            use(closed)
+
+
+def test_templates_of_another_dimension_are_damage(closed: Path, key: Key) -> None:
+    with closing(open_store(str(closed), 2 * DIM, key)) as store:
+        store.header()
+        with pytest.raises(FileFormatError, match="a template does not have 64 dimensions"):
+            store.find(NAMES[0])
+
+
+def test_removed_rows_are_left_out_and_a_person_is_stored_only_once(closed: Path, key: Key) -> None:
+    with closing(open_store(str(closed), DIM, key)) as store:
+        store.header()
+        assert store.people(np.array([1, 2, 99])).rows.tolist() == [1, 2]
+        with pytest.raises(StorageError, match="1 of these people are already enrolled"):
+            store.insert([store.find(NAMES[2])])
+        assert store.counts()[0] == 3
 
 
 def test_a_newer_format_is_not_taken_for_an_unencrypted_gallery(closed: Path) -> None:

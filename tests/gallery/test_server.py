@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tests.gallery.conftest import calibration, near
 
-from spherecf.errors import ModelError, StorageError
+from spherecf.errors import InputError, ModelError, StorageError
 from spherecf.gallery import Gallery
 
 Open = Callable[..., Gallery]
@@ -85,6 +85,8 @@ def test_two_clients_share_a_gallery(opened: Open, people: np.ndarray, server: S
         opened(uri, model="c" * 64)
     third = opened(uri)
     assert len(third) == 1
+    with pytest.raises(InputError, match="a gallery on a server cannot store rules; use a model that has"):
+        third.keep_rules(calibration())
     process.kill()
     process.wait()
     start = time.monotonic()

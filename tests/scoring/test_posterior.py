@@ -1,6 +1,7 @@
 """The open-set posterior against 40-digit arithmetic, and its invariances."""
 
 import dataclasses
+from inspect import unwrap
 
 import numpy as np
 import pytest
@@ -139,17 +140,14 @@ def test_the_concentration_of_simulated_data_is_estimated() -> None:
         ({"probes": np.zeros((0, 3))}, r"got \(0, 3\) and \(3, 3\)"),
         ({"gallery": np.eye(4)}, r"got \(3, 3\) and \(4, 4\)"),
         ({"probes": np.full((2, 3), np.nan)}, "probes: 2 of 2 .* NaN"),
+        ({"probe_kappa": np.ones(2)}, r"probe_kappa: expected one per probe, \(3,\), got \(2,\)"),
         ({"probe_kappa": np.array([1.0, -1.0, np.inf])}, "probe_kappa: 2 of 3 are NaN, negative or infinite"),
     ],
 )
 def test_bad_input(change: dict, message: str) -> None:
     given = {"probes": np.eye(3), "gallery": np.eye(3), "kappa_gallery": 5.0} | change
-    if "gallery" in change and change["gallery"].shape[1] == 4:
-        with pytest.raises((InputError, TypeError)):  # the shape check of the tests is quicker
-            open_set_posterior(**given)
-        return
     with pytest.raises(InputError, match=message):
-        open_set_posterior(**given)
+        unwrap(open_set_posterior)(**given)  # without the shape checks of the tests
 
 
 def test_mean_cosines_without_a_kappa_are_refused() -> None:

@@ -209,6 +209,15 @@ def test_templates_without_a_direction_are_named() -> None:
         pool_templates(np.concatenate([mu, mu, 0 * mu]), np.ones(3), owner)
 
 
+def test_templates_whose_sum_overflows_are_named() -> None:
+    mu = draw()["mu"][[0, 0, 1]]
+    with (
+        np.errstate(over="ignore"),
+        pytest.raises(InputError, match=r"1 of 2 .* no finite sum, first template 4"),
+    ):
+        pool_templates(mu, np.array([3e38, 3e38, 1.0]), [4, 4, 5])
+
+
 def test_the_shortest_sum_that_has_a_direction() -> None:
     """|sum| over the sum of the norms: 1e-4 is a direction, 3e-7 is rounding."""
     short = pool_templates(np.array([[1, 1e-4], [-1, 1e-4]], np.float32), np.ones(2), [5, 5])

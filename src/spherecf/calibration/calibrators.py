@@ -242,7 +242,7 @@ class LogisticCalibrator:
         if not 0 < prior < 1:
             raise InputError(f"prior: expected 0 < prior < 1, got {prior}")
         centre, deviation = float(s.mean()), float(s.std())
-        if not deviation > 0:
+        if s.min() == s.max() or not deviation > 0:  # the deviation of equal numbers may be a rounding error
             raise InputError(f"{score}: all {s.size} scores are equal; there is nothing to calibrate")
         separated = bool(
             mated_scores.min() >= non_mated_scores.max() or non_mated_scores.min() >= mated_scores.max()
@@ -293,14 +293,17 @@ def _fit_logistic(x: Array, target: Array, weight: Array) -> tuple[float, float]
         probability = 0.5 * (1 + np.tanh(z / 2))
         gradient = design.T @ (weight * (probability - target))
         hessian = design.T @ (design * (weight * probability * (1 - probability))[:, None])
-        step = np.linalg.solve(hessian, gradient)
+        try:
+            step = np.linalg.solve(hessian, gradient)
+        except np.linalg.LinAlgError:  # beside an outlier, the other scores are equal to rounding
+            break
         current_loss, step_size = loss(theta), 1.0
         if gradient @ step <= 1e-14 * current_loss:  # the remaining gain is below rounding: take it and stop
             return float(theta[0] - step[0]), float(theta[1] - step[1])
         while loss(theta - step_size * step) > current_loss:
             step_size /= 2
         theta = theta - step_size * step
-    raise InputError(f"logistic calibration did not converge in {_MAX_STEPS} steps; check the scores")
+    raise InputError("logistic calibration did not converge; check the scores, e.g. for outliers")
 
 
 _KNOTS = 201  # one per half percent

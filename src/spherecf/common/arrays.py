@@ -100,7 +100,7 @@ def _shared_tensor(values: Any, name: str, kinds: str) -> Tensor:
         array = array.copy()
     try:
         return torch.from_numpy(array) if array.flags.writeable else torch.utils.dlpack.from_dlpack(array)
-    except (BufferError, RuntimeError):  # read-only memory, which this NumPy or torch cannot share
+    except (BufferError, RuntimeError, ValueError):  # a packed field, or read-only memory in older versions
         return torch.from_numpy(array.copy())
 
 

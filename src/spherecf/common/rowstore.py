@@ -377,6 +377,8 @@ class SealedRows(RowStore):
             if shutil.disk_usage(self.folder).free < needed:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
             raise self._space_error(needed, error) from error
 
     def _open_arrays(self) -> dict[str, NDArray[Any]]:

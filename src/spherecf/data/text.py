@@ -19,7 +19,7 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 
 from spherecf.common.files import describe_content
-from spherecf.common.parsing import composed
+from spherecf.common.parsing import composed, is_number
 from spherecf.errors import FileFormatError
 
 SEPARATORS = ("\t", ",", ";", None)
@@ -139,8 +139,8 @@ def read_table(
             warnings.simplefilter("ignore")  # "no data": reported below
             warnings.simplefilter("error", DeprecationWarning)  # older NumPy would read 2.5 as 2
             rows: NDArray[Any] = np.loadtxt(
-                path, dtype, comments=None, ndmin=1, delimiter=delimiter, usecols=used, skiprows=int(header),
-                encoding="utf-8-sig",
+                path, dtype, comments=None, ndmin=1, delimiter=delimiter, usecols=used,
+                skiprows=_line(path, 0)[0] if header else 0, encoding="utf-8-sig",
             )  # fmt: skip
         finite = all(np.isfinite(rows[name]).all() for name in columns if dtype[name].kind == "f")
     except (ValueError, OSError):
@@ -191,6 +191,8 @@ def _mismatch(line: str, dtype: np.dtype[Any], delimiter: str | None) -> str:
         kind = dtype[name]
         if kind.kind == "O":
             continue
+        if not is_number(field):  # NumPy converts 1_000 here, but not in a table
+            return f"{name} {field!r} is not {_EXPECTED[kind.kind]}"
         try:
             value = np.array(field.strip()).astype(kind)
         except (ValueError, OverflowError):

@@ -459,13 +459,14 @@ def evaluate_calibration(
     hashes = left.fingerprint(), right.fingerprint()
     facts = input_facts(left.provenance, right.provenance, *hashes, pairs_hash)
     kappa = _image_kappas(left, right, resolved.left[is_fit], resolved.right[is_fit])
+    scale = KappaScale.fit(kappa, dim=left.dim, population=f"{kappa.size} images of {name}, {condition}")
     calibration = fit_calibration(
         model=model,
         data=hashlib.sha256("".join([*hashes, str(pairs_hash), str(seed)]).encode()).hexdigest(),
         scores={score: column[is_fit] for score, column in values.items()},
         mated=resolved.mated[is_fit],
         radius=radius,
-        kappa=KappaScale.fit(kappa, dim=left.dim, population=f"{kappa.size} images of {name}, {condition}"),
+        kappa=scale,
         method=options.method,
         targets=options.targets,
     )
@@ -497,7 +498,7 @@ def evaluate_calibration(
         results[score], calibration = calibrate_score(line, split, calibration, alphas)
     return CalibrationReport(
         name, condition, _counts(resolved, part, kappa.size), resolved.failures, split_unit, resolved.unit,
-        confidence, resampling, _kappa_levels(calibration.kappa), results, calibration,
+        confidence, resampling, _kappa_levels(scale), results, calibration,
     )  # fmt: skip
 
 
@@ -579,9 +580,7 @@ def _image_kappas(left: Embeddings, right: Embeddings, rows_left: Array, rows_ri
     return np.concatenate([left.kappa[np.unique(rows_left)], right.kappa[np.unique(rows_right)]])
 
 
-def _kappa_levels(scale: KappaScale | None) -> list[KappaLevel]:
-    if scale is None:
-        return []
+def _kappa_levels(scale: KappaScale) -> list[KappaLevel]:
     kappa = scale.kappa_at(np.array(LEVELS))
     cosine = mean_resultant_length(torch.from_numpy(kappa), scale.dim)
     return [
