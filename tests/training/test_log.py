@@ -21,7 +21,7 @@ def test_a_history_that_cannot_be_written_raises_storage_error(tmp_path: Path) -
         RunLog(tmp_path / "file" / "below", False, [])
 
 
-def test_only_a_signal_some_seconds_after_the_first_interrupts_at_once(
+def test_only_a_signal_seconds_after_the_first_interrupts_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
