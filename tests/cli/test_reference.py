@@ -199,6 +199,8 @@ def test_labels_of_a_list_are_class_indices(world: Path) -> None:
     torch.save({"arc_face_state_dict": {"weight": weight}}, world / "fc.pt")
     prototypes = prototypes_for(source, world / "fc.pt")
     torch.testing.assert_close(prototypes[source.labels[[0, 2]]], weight[[7, 2]])
+    part = source.subset([0, 2])
+    torch.testing.assert_close(prototypes_for(part, world / "fc.pt")[part.labels], weight[[7, 2]])
     path.write_text("images/0.png Ann\nimages/1.png Bo\n")
     with pytest.raises(FileFormatError, match=r"some_list\.txt: expected labels 0, 1, .* got 'Ann'"):
         find_data("some", world)

@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 
 from spherecf import losses
 from spherecf.errors import InputError
+from spherecf.losses.margin_functions import apply_margin
 
 _N, _DIM = 6, 8
 
@@ -82,3 +83,48 @@ def test_everything_else_is_refused(name: str) -> None:
 def test_tensors_on_different_devices_are_named() -> None:
     with pytest.raises(InputError, match="mu is on cpu, kappa is on meta, prototypes is on cpu"):
         losses.sphere_confidence_loss(MU, KAPPA.to("meta"), W)
+
+
+@pytest.mark.parametrize(
+    "objective, arguments, message",
+    [
+        (
+            losses.gaussian_confidence_loss, (MU, KAPPA[:2], W),
+            r"expected mu and prototypes \(batch, dim\) and log_precision \(batch,\), got .* and \(2,\)",
+        ),
+        (
+            losses.gaussian_confidence_loss_from_cosine, (COSINE, KAPPA[:2], _DIM),
+            r"expected one log_precision per cosine, got log_precision \(2,\) and cosine \(6,\)",
+        ),
+        (
+            losses.sphere_confidence_loss_from_cosine, (COSINE, KAPPA, _DIM, 64.0, "better"),
+            r"variant: expected one of \('exact', 'released'\), got 'better'",
+        ),
+        (
+            losses.sphere_confidence_loss_from_cosine, (COSINE, KAPPA, _DIM, 64.0, "exact", "max"),
+            r"reduction: expected one of .*'none'.*, got 'max'",
+        ),
+        (
+            losses.SphereConfidenceLoss.__init__, (losses.SphereConfidenceLoss(), 64.0, "better"),
+            r"variant: expected one of \('exact', 'released'\), got 'better'",
+        ),
+        (
+            losses.Margin.__init__, (losses.ArcFace(), 64.0, "curved"),
+            r"gradient: expected one of \('exact', 'straight'\), got 'curved'",
+        ),
+        (
+            apply_margin, (torch.sin, COSINE, "curved"),
+            r"gradient: expected one of \('exact', 'straight'\), got 'curved'",
+        ),
+        (
+            losses.MarginSoftmaxLoss.__init__,
+            (losses.MarginSoftmaxLoss(4, 2, losses.ArcFace()), 4, 2, "arcface"),
+            "margin: expected an instance of one of MARGINS, got 'arcface'",
+        ),
+    ],
+)  # fmt: skip
+def test_shapes_and_options_that_do_not_exist_are_refused(
+    objective: Callable[..., Any], arguments: tuple[Any, ...], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        inspect.unwrap(objective)(*arguments)

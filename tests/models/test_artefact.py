@@ -15,6 +15,7 @@ from spherecf.errors import FileFormatError, InputError, ModelError, StorageErro
 from spherecf.models import ConfidenceModel, FrozenBackbone, load, load_confidence_head
 from spherecf.models.heads import ConvHead, LinearHead
 from spherecf.models.model import read_header
+from spherecf.models.saved import HEADER_KEY
 
 
 @pytest.fixture
@@ -208,10 +209,13 @@ def test_unknown_kinds_of_head_are_refused(saved: Path, tiny: FrozenBackbone) ->
 
 def test_files_that_are_not_models_are_refused(saved: Path, tiny: FrozenBackbone, tmp_path: Path) -> None:
     save_file({"w": torch.ones(2)}, tmp_path / "foreign.safetensors")
+    stated = {HEADER_KEY: "embeddings/1"}
+    save_file({"w": torch.ones(2)}, tmp_path / "rows.safetensors", metadata=stated)
     (tmp_path / "short.safetensors").write_bytes(saved.read_bytes()[:-100])
     (tmp_path / "text.safetensors").write_text("hello")
     for name, message in (
         ("foreign", "not one written by SphereCF"),
+        ("rows", "expected a model of SphereCF, found embeddings/1, an embeddings file"),
         ("short", "Is it complete"),
         ("text", "not readable as a model"),
         ("absent", "no such file"),

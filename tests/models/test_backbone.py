@@ -97,6 +97,14 @@ def test_modules_with_unsuitable_outputs_are_refused() -> None:
         FrozenBackbone.from_module(Small(with_features=False), TINY, features="layer4")
     with pytest.raises(ModelError, match=r"got shapes \(2, 32\) and, .*, \(2, 32\)"):
         FrozenBackbone.from_module(Small(with_features=False), TINY, features="dense")
+    with pytest.raises(ModelError, match="dtype: expected one of float32, tf32, bfloat16, got 'float16'"):
+        FrozenBackbone.from_module(Small(with_features=True), TINY, dtype="float16")
+
+
+def test_a_backbone_is_required_by_its_hash(tiny: FrozenBackbone) -> None:
+    assert tiny.require(tiny.sha256) is tiny
+    with pytest.raises(ModelError, match="(?s)" + "0" * 8 + f".*{tiny.sha256[:8]}"):
+        tiny.require("0" * 64, "another")
 
 
 def test_a_module_stays_in_evaluation_mode() -> None:

@@ -199,6 +199,11 @@ def test_recursive_and_expanded_files_are_refused(tmp_path: Path) -> None:
     torch.save({"wide": torch.ones(1).expand(10**9)}, tmp_path / "wide.pt")
     with pytest.raises(FileFormatError, match="larger than the file"):
         read_checkpoint(tmp_path / "wide.pt")
+    torch.save({"weight": torch.ones(2)}, tmp_path / "bomb.pt")
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/more", bytes(2**25))
+    with pytest.raises(FileFormatError, match="damaged"):
+        read_checkpoint(tmp_path / "bomb.pt")
 
 
 WORD = b"x" * 1_000_000

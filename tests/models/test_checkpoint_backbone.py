@@ -1,9 +1,11 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from tests.conformance.backbones import BackboneConformance
 from tests.models.conftest import noise
@@ -20,6 +22,7 @@ from spherecf.models import (
     make_backbone,
     save_backbone,
 )
+from spherecf.models.saved import HEADER_KEY
 from spherecf.models.transformer import TRANSFORMERS, VisionTransformer
 
 Table = dict[str, Tensor]
@@ -167,6 +170,9 @@ def test_unsupported_transformers_are_refused_with_the_reason(tmp_path: Path) ->
         with pytest.raises(ModelError, match=match):
             load_backbone(path)
 
+    refused(
+        {**table, "pos_embed": table["pos_embed"][:, :-1]}, r"the nearest is vit_b: .*pos_embed \(1, 3, 64\)"
+    )
     key_points = {**table, "blocks.0.attn.rpe_k.lookup_table_weight": torch.ones(3, 4)}
     refused(with_prefix("net.", key_points), "relative position encodings .*KP-RPE.* ONNX")
     biased = {**table, "blocks.0.attn.qkv.bias": torch.ones(192)}
@@ -280,6 +286,17 @@ def test_backbones_saved_by_spherecf_are_read(tmp_path: Path) -> None:
     assert torch.equal(backbone(noise(2, 32)).embedding, trained(pixels(noise(2, 32)))[0])
     with pytest.raises(ModelError, match="expected a network r18, but it contains a mbf"):
         load_backbone(path, "r18")
+    with safe_open(path, "pt") as stored:
+        header = json.loads(stored.metadata()[HEADER_KEY])
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    for changes, reason in (
+        ({"depth": 3}, "depth"), ({"dim": 24}, "not the network mbf"), ({"width": -1.0}, "width"),
+    ):  # fmt: skip
+        network = {"name": "mbf", "config": {**header["network"]["config"], **changes}}
+        text = json.dumps({**header, "network": network})
+        save_file(tensors, path, metadata={HEADER_KEY: text})
+        with pytest.raises(FileFormatError, match=rf"its backbone cannot be rebuilt: .*{reason}"):
+            load_backbone(path)
 
 
 @pytest.fixture

@@ -80,6 +80,10 @@ def test_files_without_a_matching_head_are_refused(tmp_path: Path, linear: dict[
     torch.save(linear, path)
     with pytest.raises(InputError, match=r"maps of 2048 values, which \(512, 7, 7\) does not match"):
         load_confidence_head(path, feature_shape=(512, 7, 7))
+    vectors = {key: tensor.flatten() for key, tensor in linear.items()}
+    torch.save(vectors, path)
+    with pytest.raises(FileFormatError, match=r"expected a matrix .*, got \(\d+,\)"):
+        load_confidence_head(path)
     torch.save({k: t for k, t in linear.items() if "4.bias" not in k}, path)
     with pytest.raises(ModelError, match=r"do not fit a linear head: .*final.bias"):
         load_confidence_head(path)

@@ -38,6 +38,8 @@ def test_invalid_arguments_are_refused() -> None:
         make_head("linear", size=3)
     with pytest.raises(InputError, match="positive size"):
         make_head("linear", channels=0, height=7, width=7)
+    with pytest.raises(InputError, match="expected one output or more, got 0"):
+        make_head("light", channels=4, height=7, width=7, outputs=0)
 
 
 @pytest.mark.parametrize("kind", sorted(HEADS))

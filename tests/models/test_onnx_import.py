@@ -118,6 +118,8 @@ def _operation(kind: str, *constants: np.ndarray, **attributes: object) -> onnx.
         _operation("Identity"),
         _operation("ReduceMean", axes=[2], keepdims=1),
         _operation("PRelu", np.float32([0.3])),
+        _operation("LpNormalization", axis=1, p=1),
+        _operation("LpNormalization"),
     ],
     ids=lambda model: model.graph.node[1].op_type,
 )
@@ -127,6 +129,75 @@ def test_each_operation_equals_onnxruntime(model: onnx.ModelProto) -> None:
     x = torch.randn(2, 3, 16, 16)
     actual, expected = import_onnx(model, features="map")(x), OnnxRuntimeEngine(graph, outputs)(x)
     torch.testing.assert_close(actual[0], expected[0], atol=1e-5, rtol=1e-5)
+
+
+def _beside(kind: str, *inputs: str, opset: int = 13, **attributes: object) -> onnx.ModelProto:
+    """A recogniser with an operation whose result, of any shape and type, is averaged and added.
+
+    Its inputs are computed from the image: the "map" (n, 4, 16, 16), its sums "row" (4), their "size" (4),
+    its values "rows" (n, 1024), "least" (a scalar 0) and the integers "zero" (1), "four" (1), "zeros" (8); or
+    constants: "kernel", "matrix", "borders".
+    """
+    make = graphs.Maker(9)
+    make.conv("image", "map", 3, 4)
+    make.node("ReduceSum", ["map", make.stored("axes", np.array([0, 2, 3]))], "row", keepdims=0)
+    make.node("Abs", ["row"], "size")
+    make.node("Flatten", ["map"], "rows", axis=1)
+    first = make.stored("first", np.array([0]))
+    nothing = make.node("Mul", ["row", make.stored("none", np.zeros(4, np.float32))], "nothing")
+    nothing = make.node("Cast", [make.node("ReduceSum", [nothing, first], "least", keepdims=0)], "no", to=7)
+    for name, value in {"zero": [0], "four": [4], "zeros": [0] * 8}.items():
+        make.node("Add", [nothing, make.stored(f"{name}_stored", np.array(value))], name)
+    make.weight("kernel", 4, 4, 1, 1), make.weight("matrix", 1024, 4)
+    make.stored("borders", np.array([0, 0, 1, 1, 0, 0, 1, 1]))
+    make.node(kind, list(inputs), "result", **attributes)
+    number = make.node("ReduceMean", [make.node("Cast", ["result"], "float", to=1)], "number", keepdims=0)
+    dense = make.dense("rows", "dense", 1024, 32)
+    make.node("Add", [dense, number], "embedding")
+    return make.model(["embedding"], opset=opset)
+
+
+@pytest.mark.parametrize(
+    "model, reason",
+    [
+        (_beside("Conv", "map", "map"), r"expected constant weights \(out, in, height, width\)"),
+        (_beside("MaxPool", "map", kernel_shape=[3, 3], auto_pad="SAME_UPPER"), "auto_pad=SAME_UPPER is not"),
+        (_beside("MaxPool", "map", kernel_shape=[3, 3], dilations=[2, 2]), "dilations are not supported"),
+        (
+            _beside("AveragePool", "map", kernel_shape=[3, 3], pads=[0, 0, 1, 1]),
+            "different padding on opposite sides is not supported",
+        ),
+        (_beside("BatchNormalization", "map", "row", "row", "row", "size"), "one number per channel"),
+        (_beside("PRelu", "map", "map"), "expected constant slopes"),
+        (_beside("LayerNormalization", "rows", "rows", opset=17), "expected a constant scale"),
+        (_beside("Cast", "map", to=onnx.TensorProto.FLOAT16), "a cast to FLOAT16 is not supported"),
+        (_beside("Unsqueeze", "map", "zero"), "expected constant axes"),
+        (_beside("Transpose", "map"), "expected perm"),
+        (_beside("Split", "map", "four", axis=1), "expected constant sizes"),
+        (_beside("Pad", "map", "zeros"), "only constant padding with fixed sizes is supported"),
+        (_operation("Pad", np.array([0, 0, 1, 1, 0, 0, 1, 1]), mode="reflect"), "only constant padding"),
+        (_beside("ReduceMean", "map"), "expected constant axes"),
+        (_beside("Conv", "map", "kernel", "row", kernel_shape=[1, 1]), "expected a constant as input 3"),
+        (_beside("Gemm", "rows", "matrix", "row"), "expected a constant as input 3"),
+        (_beside("Clip", "map", "least"), "expected a constant as input 2"),
+        (_beside("Clip", "map", "", "least"), "expected a constant as input 3"),
+        (_beside("Pad", "map", "borders", "least"), "expected a constant as input 3"),
+        (_beside("ReduceL2", "map", "zero", opset=18), "expected a constant as input 2"),
+        (_beside("Gemm", "rows", "rows", transB=1), "expected a constant matrix and transA=0"),
+    ],
+    ids=lambda value: (
+        next(n.op_type for n in value.graph.node if n.name == "result")
+        if isinstance(value, onnx.ModelProto)
+        else ""
+    ),
+)
+def test_forms_that_cannot_be_imported_are_refused_with_the_reason(
+    model: onnx.ModelProto, reason: str
+) -> None:
+    kind = next(node.op_type for node in model.graph.node if node.name == "result")
+    with pytest.raises(ModelError, match=rf"{kind} \(node result\): .*{reason}.*engine='onnxruntime'"):
+        import_onnx(model, features="map", embedding="embedding")
+    assert FrozenBackbone.from_onnx(model, preprocessing=TINY, features="map").engine == "onnxruntime"
 
 
 def test_uneven_padding_of_a_convolution_is_imported() -> None:

@@ -156,3 +156,5 @@ def test_invalid_arguments_and_networks_are_refused(tiny: FrozenBackbone, small:
 
     with pytest.raises(ModelError, match="GraFIQs needs batch normalisations"):
         RecogniserQuality(FrozenBackbone.from_module(Bare(), TINY)).grafiqs(noise(1))
+    with pytest.raises(ModelError, match="no linear layer or convolution to which dropout could be applied"):
+        RecogniserQuality(FrozenBackbone.from_module(Bare(), TINY)).ser_fiq(noise(1))

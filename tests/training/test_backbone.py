@@ -11,10 +11,10 @@ import torch
 from tests.training.conftest import BrokenImages, NamedRows, check_losses, inject_nan, interrupt_at
 from tests.training.rank_jobs import CONFIG, ROOT, config, images, run, start
 
-from spherecf.data import SyntheticImages
+from spherecf.data import ImageError, SyntheticImages
 from spherecf.errors import FileFormatError, InputError, SpherecfError, StorageError
 from spherecf.models import FrozenBackbone, load_prototypes, prototype_identities
-from spherecf.training import TrainedBackbone, checkpoint, train_backbone
+from spherecf.training import Ranks, TrainedBackbone, checkpoint, train_backbone
 
 
 def history(folder: Path) -> list[dict[str, float]]:
@@ -193,6 +193,23 @@ def test_broken_images_are_skipped_counted_and_listed(tmp_path: Path) -> None:
     assert result.history[-1]["train_loss"] < result.history[0]["train_loss"]
 
 
+def test_a_batch_without_a_readable_image_is_a_step_without_loss(tmp_path: Path) -> None:
+    source = images()
+    unreadable = {int(row) for row in np.flatnonzero(source.labels >= 3)}
+    read = source.image
+
+    def image(index: int, size: tuple[int, int] | None = None) -> Any:
+        if index in unreadable:
+            raise ImageError(source.where(index), "truncated image.")
+        return read(index, size)
+
+    source.image = image  # type: ignore[method-assign]
+    result = train_backbone(source, tmp_path, config(fit={"batch_size": 2}))
+    assert set(result.record["data"]["skipped"]) == {source.keys[row] for row in unreadable}
+    assert result.history[-1]["train_loss"] < result.history[0]["train_loss"]
+    assert all(np.isfinite(value) for facts in result.history for value in facts.values())
+
+
 def test_a_nan_loss_stops_training_and_lists_the_keys_of_the_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,6 +347,40 @@ def test_a_damaged_checkpoint_is_reported_by_name(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match=r"common\.pt: damaged"):
         train_backbone(images(), tmp_path, config(fit={"epochs": 1}))
     assert CONFIG["fit"]["epochs"] == 2
+
+
+def write_checkpoint(folder: Path, identity: str, ranks: Ranks) -> Path:
+    """The checkpoint of one step; the ranks write one after the other."""
+    with checkpoint.CheckpointWriter(folder, identity, ranks) as writer:
+        writer.save(1, common=lambda: {"place": 7}, private={}, shard={"weight": torch.ones(2, 3)})
+        writer.wait()
+    (path,) = (folder / "checkpoints").iterdir()
+    return path
+
+
+def test_a_checkpoint_belongs_to_one_run_and_needs_the_files_of_all_ranks(tmp_path: Path) -> None:
+    identity = "0123456789"
+    with pytest.raises(FileFormatError, match="expected a checkpoint of this run, found none"):
+        checkpoint.load_sharded(tmp_path, identity, "weight")
+    path = write_checkpoint(tmp_path, identity, Ranks())
+    loaded = checkpoint.load_checkpoint(tmp_path, identity, Ranks())
+    assert loaded is not None and (loaded.step, loaded.common) == (1, {"place": 7})
+    assert torch.equal(checkpoint.load_sharded(tmp_path, identity, "weight"), torch.ones(2, 3))
+    # The name of the folder has only the first eight digits.
+    assert checkpoint.load_checkpoint(tmp_path, identity[:8] + "ab", Ranks()) is None
+    rank_file = path / "rank-0-of-1.pt"
+    rank_file.rename(path / "rank-0-of-2.pt")
+    with pytest.raises(FileFormatError, match=r"incomplete: rank-1-of-2\.pt is missing.*all ranks see this"):
+        checkpoint.load_checkpoint(tmp_path, identity, Ranks())
+    (path / "rank-0-of-2.pt").unlink()
+    with pytest.raises(FileFormatError, match=r"incomplete: rank-0-of-1\.pt is missing"):
+        checkpoint.load_checkpoint(tmp_path, identity, Ranks())
+
+
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(StorageError, match=r"checkpoints/.*cannot be created \(.*\); choose another folder"):
+        write_checkpoint(tmp_path, "0123456789", Ranks())
 
 
 @pytest.mark.slow

@@ -63,10 +63,10 @@ def test_initial_prototypes_do_not_depend_on_the_sharding() -> None:
     assert torch.equal(torch.cat(parts), full) and 0.0099 < float(full.std()) < 0.0101
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_rows_not_sampled_stay_unchanged(name: str) -> None:
+@pytest.mark.parametrize("name, momentum", [("sgd", 0.9), ("sgd", 0.0), ("adamw", 0.9)])
+def test_rows_not_sampled_stay_unchanged(name: str, momentum: float) -> None:
     """Neither the rows nor their momentum change."""
-    settings = OptimizerSettings(name=name, lr=0.1, weight_decay=0.01)
+    settings = OptimizerSettings(name=name, lr=0.1, momentum=momentum, weight_decay=0.01)
     classifier = ShardedClassifier(IDENTITIES, DIM, make_margin("softmax"), Ranks(), settings, 0.5, seed=3)
     initial = classifier.rows.weight.clone()
     for step in range(3):

@@ -15,7 +15,7 @@ from spherecf import load
 from spherecf.data import IdentityFolder, open_source
 from spherecf.errors import InputError, MissingDependencyError, StorageError
 from spherecf.models import FrozenBackbone
-from spherecf.training import MODEL_FILE, ConfidenceConfig, Monitor, train_confidence
+from spherecf.training import MODEL_FILE, ConfidenceConfig, Monitor, fit_confidence, prepare, train_confidence
 
 CONFIG = ConfidenceConfig.from_dict(
     {"views": {"degraded": 2}, "fit": {"epochs": 4, "batch_size": 16, "held_out": 0.3}}
@@ -94,6 +94,9 @@ def test_classifier_prototypes_also_use_people_with_one_image(
     config = settings(prototypes={"file": str(tmp_path / "classifier.npy")})
     record = train_confidence(recogniser, source, tmp_path / "run", config).record
     assert record["data"]["used"] == 32, "with a classifier, people with one image are used, too"
+    # Data prepared in a separate call are fitted to the same prototypes.
+    prepared = prepare(recogniser, source, config, tmp_path / "cache")
+    assert fit_confidence(recogniser, prepared, config).record["history"] == record["history"]
 
 
 def test_data_with_one_image_per_person_is_refused(

@@ -6,7 +6,7 @@ import torch
 from spherecf.errors import FileFormatError, InputError
 from spherecf.training import BackboneConfig, ConfidenceConfig, FitSettings
 from spherecf.training.classifier import initial_prototypes
-from spherecf.training.config import EngineSettings
+from spherecf.training.config import EngineSettings, ScheduleSettings, lr_factor
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "confidence.toml"
 
@@ -133,3 +133,29 @@ def test_the_automatic_precision_is_the_fastest_that_the_card_supports(
     assert half.products_on(gpu) == (torch.bfloat16 if capability >= (8, 0) else torch.float32)
     cpu = torch.device("cpu")
     assert (automatic.precision_on(cpu), half.products_on(cpu)) == ("float32", torch.float32)
+
+
+def test_the_rate_falls_on_a_plateau_as_torch_lowers_it() -> None:
+    losses = [5.0, 4.0, 3.9999, 4.1, 4.0, 3.0, *[3.0] * 8, 2.0, 2.5, 2.5]
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    reference = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=2)
+    plateau = ScheduleSettings("plateau", gamma=0.1, patience=2)
+    history: list[dict[str, float]] = []
+    factors = [lr_factor(plateau, 20, 0.0, history)]
+    for loss in losses:
+        reference.step(loss)
+        history.append({"train_loss": loss})
+        factors.append(lr_factor(plateau, 20, len(history), history))
+        assert factors[-1] == pytest.approx(optimizer.param_groups[0]["lr"])
+    assert (factors[0], factors[4], factors[5]) == (1.0, 1.0, pytest.approx(0.1))
+    assert factors[-1] == pytest.approx(1e-3)
+
+
+def test_a_plateau_of_a_negative_loss_is_one_of_the_held_out_identities() -> None:
+    """A log-density may be negative: the loss must fall by 1e-4 of its magnitude."""
+    plateau = ScheduleSettings("plateau", gamma=0.5, patience=1, warmup=4)
+    held_out, train_loss = [-10.0, -10.0005, -10.0005, -20.0, -20.1], iter(range(5))
+    history = [{"held_out_loss": loss, "train_loss": -next(train_loss)} for loss in held_out]
+    assert [lr_factor(plateau, 9, 8.0, history[:n]) for n in range(6)] == [1.0, 1.0, 1.0, 0.5, 0.5, 0.5]
+    assert lr_factor(plateau, 9, 2.0, history) == 0.25  # halfway through the warm-up

@@ -98,6 +98,18 @@ def test_half_precision_caches_give_similar_results(tmp_path: Path, recogniser: 
     assert summary.stat().st_size * 2 == (tmp_path / "float32" / "cache" / "summary.bin").stat().st_size
 
 
+def test_summaries_beyond_the_range_of_float16_are_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = make_backbone("r18", 32, size=32, width=0.125)
+    with torch.no_grad():
+        network.bn2.weight.mul_(1e6)  # of the feature map
+    backbone = FrozenBackbone.from_module(network.eval(), Preprocessing(size=SIZE))
+    with pytest.raises(InputError, match=r"summaries exceed 65504, .*; set features\.dtype to bfloat16"):
+        train_confidence(backbone, images(), tmp_path / "half", settings())
+    model = train_confidence(backbone, images(), tmp_path / "wide", settings(features={"dtype": "bfloat16"}))
+    assert np.isfinite(curve(model)).all()
+
+
 def test_the_predicted_cache_size_is_exact(tmp_path: Path, recogniser: Path, capsys: Any) -> None:
     backbone = FrozenBackbone.from_checkpoint(recogniser)
     train_confidence(backbone, images(), tmp_path, settings())
@@ -222,6 +234,23 @@ class BrokenImages(SyntheticImages):
         if index in (0, 9) or (self.labels[index] == 7 and index > 7):
             raise ImageError(self.where(index), "truncated image.")
         return super().image(index, size)
+
+
+def test_a_batch_without_a_readable_pair_has_no_loss(tmp_path: Path, recogniser: Path) -> None:
+    """With a classifier's prototypes, unreadable images are noticed only in a batch, here of one pair."""
+    source = BrokenImages(64, 8, size=SIZE)
+    changes = {
+        "loss": {"objective": "pfe-vmf"},
+        "features": {"source": "stream"},
+        "prototypes": {"file": str(classifier(tmp_path, recogniser))},
+        "views": {"flip": False, "per_epoch": "all"},
+        "fit": {"batch_size": 2, "per_identity": 2, "held_out": 0.0},
+    }
+    backbone = FrozenBackbone.from_checkpoint(recogniser)
+    model = train_confidence(backbone, source, tmp_path / "run", settings(**changes))
+    assert len(model.record["data"]["skipped"]) >= 7
+    assert all(np.isfinite(epoch["train_loss"]) for epoch in model.record["history"])
+    assert all(bool(torch.isfinite(value).all()) for value in model.head.state_dict().values())
 
 
 @pytest.mark.parametrize("way", ["cache", "stream"])

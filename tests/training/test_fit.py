@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,62 @@ def test_a_non_finite_loss_is_reported_with_its_batch(tmp_path: Path) -> None:
 
     with pytest.raises(SpherecfError, match=r"epoch 1, batch 1: the loss is nan.*\.jpg"):
         fit_head(Broken(2, 1, 1), features, CONFIG)
+
+
+def test_a_gradient_that_is_not_finite_is_reported_with_its_batch(tmp_path: Path) -> None:
+    features, _ = problem(tmp_path)
+
+    class Kinked(type(light())):  # type: ignore[misc]
+        def forward(self, summary: Tensor) -> Tensor:
+            output = super().forward(summary)
+            return output + (output - output).abs().sqrt()  # + 0, whose derivative is not finite
+
+    with pytest.raises(SpherecfError, match=r"epoch 1, batch 1: the gradient is not finite.*\.jpg"):
+        fit_head(Kinked(2, 1, 1), features, CONFIG)
+
+
+def test_an_error_in_the_backward_pass_is_not_taken_for_a_lost_rank(tmp_path: Path) -> None:
+    features, _ = problem(tmp_path)
+
+    class Failing(type(light())):  # type: ignore[misc]
+        def forward(self, summary: Tensor) -> Tensor:
+            output = super().forward(summary)
+            if output.requires_grad:
+                output.register_hook(lambda grad: grad @ grad[:2])  # shapes that do not fit
+            return output
+
+    with pytest.raises(RuntimeError, match="size") as error:
+        fit_head(Failing(2, 1, 1), features, CONFIG)
+    assert not isinstance(error.value, SpherecfError)
+
+
+def test_a_fit_in_another_thread_is_the_same(tmp_path: Path) -> None:
+    """There it cannot be interrupted by signals, which only the main thread receives."""
+    features, _ = problem(tmp_path)
+    short = replace(CONFIG, fit=replace(CONFIG.fit, epochs=1))
+    with ThreadPoolExecutor(1) as thread:
+        found = thread.submit(lambda: fit_head(light(), features, short).history).result()
+    assert found == fit_head(light(), features, short).history
+
+
+@pytest.mark.parametrize("objective", ["scf-gaussian", "pfe-gaussian"])
+def test_cosines_of_1_have_no_best_precision(tmp_path: Path, objective: str) -> None:
+    features, _ = problem(tmp_path)
+    perfect = targets(features.cache, np.ones(ROWS, np.float32), np.arange(ROWS) // 10)
+    config = replace(CONFIG, loss=replace(CONFIG.loss, objective=objective))
+    outputs = DIM if objective == "pfe-gaussian" else 1
+    head = make_head("light", channels=2, height=1, width=1, outputs=outputs)
+    with pytest.raises(InputError, match=r"the mean cosine to the prototypes is 1\.0000, expected within"):
+        fit_head(head, CachedFeatures(features.cache, perfect), config)
+
+
+def test_a_single_view_is_not_enough(tmp_path: Path) -> None:
+    features, _ = problem(tmp_path)
+    single = replace(features._targets, rows=np.arange(1), cosine=np.full(1, 0.5, np.float32))
+    single = replace(single, identities=np.zeros(1, np.int64))
+    config = replace(CONFIG, fit=replace(CONFIG.fit, held_out=0.0))
+    with pytest.raises(InputError, match="expected at least 2 views to train on, got 1"):
+        fit_head(light(), CachedFeatures(features.cache, single), config)
 
 
 def test_a_cache_for_another_kind_of_head_is_refused(tmp_path: Path) -> None:

@@ -346,6 +346,7 @@ def test_computing_one_batch_ahead_gives_the_same_samples(bad_row: int | None) -
     for part, expected in zip(features.load(parts), plain, strict=True):
         assert part.rows.tolist() == expected.rows.tolist() and part.skipped == expected.skipped
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(part.data, expected.data))
+    assert [part.rows.tolist() for part in features.load([np.array([7, 8])])] == [[8] if bad_row else [7, 8]]
     skipped = {key for part in plain for key in part.skipped}
     assert skipped == (set() if bad_row is None else {SyntheticImages(20, 4, size=(32, 32)).keys[bad_row]})
 

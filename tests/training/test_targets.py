@@ -78,6 +78,14 @@ def test_prototypes_that_do_not_match_the_data_are_refused(cache: FeatureCache) 
         prototype_targets(cache, torch.eye(3, 9))
 
 
+def test_a_cache_without_the_clean_view_of_an_image_is_refused(tmp_path: Path) -> None:
+    valid = np.array([1, 1, 0, 1], bool)  # the second image has only its degraded view
+    mu = np.eye(4, 8, dtype=np.float32)
+    cache = make_cache(tmp_path / "c", np.array([0, 0]), mu, np.zeros((4, 2)), valid, views=VIEWS)
+    with pytest.raises(InputError, match="lacks the clean view of some images; view 0 must be the clean one"):
+        prototype_targets(cache)
+
+
 def test_data_without_companions_is_refused(tmp_path: Path) -> None:
     cache = make_cache(tmp_path / "c", np.array([0, 1]), np.eye(2, 4, dtype=np.float32), np.zeros((2, 2)))
     with pytest.raises(InputError, match="2 images, 0 unreadable, 2 the only one of their identity"):
@@ -101,3 +109,13 @@ def test_impostors_exclude_the_own_and_absent_identities(tmp_path: Path) -> None
         torch.zeros(2), torch.tensor([1.0, -0.6]), torch.tensor([0.6, 0.0]), "none"
     )
     torch.testing.assert_close(loss, expected)
+
+
+def test_impostors_are_sought_among_given_prototypes(cache: FeatureCache) -> None:
+    targets = prototype_targets(cache, torch.eye(3, 8))
+    objective = make_objective(LossSettings("cr-fiqa"), 8, targets.prototypes)
+    cosine, face = torch.tensor([0.6]), torch.tensor([[0.6, 0.3, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0]])
+    loss = objective.loss(torch.zeros(1), cosine, face, torch.tensor([0]))
+    torch.testing.assert_close(
+        loss, certainty_ratio_loss(torch.zeros(1), cosine, torch.tensor([0.5]), "none")
+    )

@@ -275,6 +275,7 @@ def test_variance_of_the_uniform_is_that_without_concentration():
     torch.testing.assert_close(
         uniform.variance, VonMisesFisher(unit(5).float(), torch.zeros(3), 2.0).variance
     )
+    assert torch.equal(uniform.mean, torch.zeros(3, 5))
 
 
 def test_fit_depends_on_directions_only():
@@ -296,7 +297,22 @@ def test_directions_in_bfloat16_are_accepted_and_of_unit_length():
 
 
 def test_the_support_describes_itself():
-    assert repr(HypersphericalUniform(3, radius=64.0).support) == "Sphere(radius=64)"
+    uniform = HypersphericalUniform(3, radius=64.0)
+    face = VonMisesFisher(unit(3).float(), torch.ones(2), radius=64.0)
+    for distribution in (uniform, face):
+        assert repr(distribution.support) == "Sphere(radius=64)"
+        samples = distribution.sample((4,))
+        assert distribution.support.check(samples).all()
+        assert distribution.support.check(1.0009 * samples).all()
+        assert not distribution.support.check(1.002 * samples).any()
+
+
+def test_uniforms_diverge_only_between_different_spheres():
+    uniform, batch = HypersphericalUniform(3, radius=2.0), HypersphericalUniform(3, 2.0, batch_shape=(4,))
+    assert torch.equal(kl_divergence(uniform, batch), torch.zeros(4))
+    for other in (HypersphericalUniform(3), HypersphericalUniform(4, radius=2.0)):
+        with pytest.raises(InputError, match="same sphere"):
+            kl_divergence(uniform, other)
 
 
 def test_a_batch_shape_that_is_none_is_refused():

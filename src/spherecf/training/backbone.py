@@ -227,10 +227,12 @@ class _BackboneTask:
         device = self._ranks.device
         images = to_device(part.data, device)  # (n_r, height, width, 3) uint8
         labels = to_device(self._classes[part.rows], device)  # (n_r,)
-        # A rank without a readable image must still take part in the collectives of forward and backward. It
-        # uses two black images, since batch normalisation needs more than one, and drops their embeddings.
-        if not len(images):
-            images = torch.zeros(2, *self.preprocessing.size, 3, dtype=torch.uint8, device=device)
+        # A rank without a readable image must still take part in the collectives of forward and backward, and
+        # batch normalisation needs two images, its own or other ranks'. Black ones fill up; their embeddings
+        # are dropped.
+        synchronised = self._ranks.size > 1 and self._config.engine.sync_batch_norm
+        if len(images) < (1 if synchronised else 2):
+            images = torch.cat([images, images.new_zeros(2 - len(images), *self.preprocessing.size, 3)])
         embedding = forward(self.preprocessing(images))[0][: len(labels)]  # (n_r, dim)
         loss = self.classifier.loss(embedding, labels, self._sampled)
         self._cosines.append(loss.cosine)

@@ -191,7 +191,7 @@ def join_ranks(device: str = "auto") -> Iterator[Ranks]:
         return
     if local_device.type == "cuda":
         torch.cuda.set_device(local_device)
-    ranks = Ranks(int(os.environ["RANK"]), size, local_device)
+    ranks = Ranks(int(os.environ.get("RANK", 0)), size, local_device)  # torch refuses to join without RANK
     if not ranks.is_main:
         hide_bars()
     try:
@@ -243,14 +243,6 @@ def gather_rows(rows: Tensor, ranks: Ranks, *, replicated: bool) -> Tensor:
     return gathered
 
 
-def sum_over_ranks(values: Tensor, ranks: Ranks) -> Tensor:
-    """Sum over ranks; the gradient is the sum of all ranks' gradients."""
-    if ranks.size == 1:
-        return values
-    total: Tensor = _Sum.apply(values, ranks)  # type: ignore[no-untyped-call]
-    return total
-
-
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, ranks: Ranks, replicated: bool) -> Tensor:
@@ -268,6 +260,8 @@ class _Gather(torch.autograd.Function):
 
 
 class _Sum(torch.autograd.Function):
+    """The sum over ranks; its gradient is the sum of all ranks' gradients."""
+
     @staticmethod
     def forward(ctx: Any, values: Tensor, ranks: Ranks) -> Tensor:
         ctx.ranks = ranks
@@ -284,22 +278,22 @@ class RankBatchNorm(nn.modules.batchnorm._BatchNorm):
     For the CPU, which torch's `SyncBatchNorm` does not support.
     """
 
-    ranks = Ranks()
+    ranks: Ranks
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (n, channels, ...) over all dimensions except the channels."""
-        if not self.training or self.ranks.size == 1:
+        if not self.training:
             return super().forward(x)
         axes = [0, *range(2, x.ndim)]
         per_channel = (1, -1, *[1] * (x.ndim - 2))
         # float64, because the variance E[x^2] - E[x]^2 suffers from cancellation. One collective for all.
         wide = x.double()
         count = x.new_tensor([x.numel() / x.shape[1]], dtype=torch.float64)
-        sums = torch.cat([wide.sum(axes), wide.square().sum(axes), count])  # (2 channels + 1,)
-        sums = sum_over_ranks(sums, self.ranks)
+        local_sums = torch.cat([wide.sum(axes), wide.square().sum(axes), count])  # (2 channels + 1,)
+        sums: Tensor = _Sum.apply(local_sums, self.ranks)  # type: ignore[no-untyped-call]
         channels, total = x.shape[1], sums[-1].detach()
         mean = sums[:channels] / total  # (channels,)
         variance = (sums[channels:-1] / total - mean.square()).clamp_min(0)  # (channels,)
@@ -313,8 +307,8 @@ class RankBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     @torch.no_grad()
     def _update_running(self, mean: Tensor, variance: Tensor) -> None:
-        if self.running_mean is None or self.running_var is None or self.momentum is None:
-            return
+        # The networks of `NETWORKS` have running statistics with a momentum.
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)

@@ -480,8 +480,6 @@ class StreamedFeatures:
         if not parts:
             empty = Sample(torch.zeros(0, *self.summary_shape), torch.zeros(0, self.dim), torch.zeros(0))
             return Part(entries[:0], _to(self._device, empty), skipped)
-        if len(parts) == 1:
-            return Part(*parts[0], skipped)
         rows, samples = zip(*parts)
         return Part(np.concatenate(rows), Sample(*map(torch.cat, zip(*samples))), skipped)
 

@@ -30,6 +30,7 @@ from collections.abc import Callable
 from enum import Enum
 from fractions import Fraction
 from functools import cache, partial
+from itertools import takewhile
 from math import ceil, cos, fsum, log, pi
 from typing import NamedTuple
 
@@ -109,10 +110,7 @@ def _debye_terms(count: int) -> list[_Polynomial]:
 def _leading_terms(terms: list[_Polynomial], tolerance: float) -> list[_Polynomial]:
     """The terms before the first whose maximum absolute value on [0, 1] is below the tolerance."""
     grid = [i / 32 for i in range(33)]
-    for count, term in enumerate(terms):
-        if max(abs(_value(term, t)) for t in grid) < tolerance:
-            return terms[:count]
-    return terms
+    return list(takewhile(lambda term: max(abs(_value(term, t)) for t in grid) >= tolerance, terms))
 
 
 def _economise(function: Callable[[float], float], tolerance: float) -> _Polynomial:

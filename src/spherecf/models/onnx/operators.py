@@ -66,6 +66,14 @@ def _parameter(module: nn.Module, name: str, value: Tensor | None) -> None:
         setattr(module, name, nn.Parameter(value.clone(), requires_grad=value.is_floating_point()))
 
 
+def _optional(op: Operation, position: int, default: Any = None) -> Any:
+    """The constant at an input that may be omitted; one that depends on the image must not be ignored."""
+    value = op.inputs[position] if position < len(op.inputs) else None
+    if value is not None and not isinstance(value, Tensor):
+        raise op.refuse(f"expected a constant as input {position + 1}")
+    return default if value is None else value
+
+
 def _padding(op: Operation) -> tuple[int, int] | list[int]:
     """Padding as (height, width) if symmetric, else as a list for torch's `pad` (last dimension first)."""
     if op.attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
@@ -78,7 +86,7 @@ def _padding(op: Operation) -> tuple[int, int] | list[int]:
 
 @operation("Conv")
 def _conv(op: Operation) -> Value:
-    weight, bias = op.constant(1), op.constant(2)
+    weight, bias = op.constant(1), _optional(op, 2)
     if weight is None or weight.ndim != 4:
         raise op.refuse("expected constant weights (out, in, height, width)")
     x, padding = op.inputs[0], _padding(op)
@@ -134,7 +142,7 @@ def _prelu(op: Operation) -> Value:
 
 @operation("Gemm")
 def _gemm(op: Operation) -> Value:
-    weight, bias, get = op.constant(1), op.constant(2), op.attributes.get
+    weight, bias, get = op.constant(1), _optional(op, 2), op.attributes.get
     if weight is None or get("transA", 0):
         raise op.refuse("expected a constant matrix and transA=0")
     weight = (weight if get("transB", 0) else weight.T) * get("alpha", 1.0)
@@ -189,7 +197,7 @@ def _hard_sigmoid(op: Operation) -> Value:
 
 @operation("Clip")
 def _clip(op: Operation) -> Value:
-    low, high = (op.constant(i, op.attributes.get(key)) for i, key in ((1, "min"), (2, "max")))
+    low, high = (_optional(op, i, op.attributes.get(key)) for i, key in ((1, "min"), (2, "max")))
     low, high = (None if bound is None else float(bound) for bound in (low, high))
     return op.call(torch.clamp, op.inputs[0], low, high)
 
@@ -222,10 +230,10 @@ def _flatten(op: Operation) -> Value:
 
 @operation("LayerNormalization")
 def _layer_norm(op: Operation) -> Value:
-    scale, shift = op.constant(1), op.constant(2)
+    scale, shift = op.constant(1), _optional(op, 2)
     axis = op.attributes.get("axis", -1)
-    if scale is None or (axis < 0 and scale.ndim != -axis) or (len(op.inputs) > 2 and shift is None):
-        raise op.refuse("expected constant scale and bias of the normalised shape")
+    if scale is None or (axis < 0 and scale.ndim != -axis):
+        raise op.refuse("expected a constant scale of the normalised shape")
     layer = nn.LayerNorm(tuple(scale.shape), op.attributes.get("epsilon", 1e-5), bias=shift is not None)
     _parameter(layer, "weight", scale)
     _parameter(layer, "bias", shift)
@@ -364,7 +372,7 @@ def _constant_of_shape(op: Operation) -> Value:
 @operation("Pad")
 def _pad(op: Operation) -> Value:
     pads = op.constant(1, op.attributes.get("pads"))
-    value = op.constant(2, op.attributes.get("value", 0.0))
+    value = _optional(op, 2, op.attributes.get("value", 0.0))
     if pads is None or op.attributes.get("mode", "constant") != "constant" or len(op.inputs) > 3:
         raise op.refuse("only constant padding with fixed sizes is supported")
     pads, rank = [int(p) for p in pads], len(pads) // 2
@@ -399,7 +407,7 @@ def _reduce(op: Operation) -> Value:
 
 @operation("ReduceL2")
 def _norm(op: Operation) -> Value:
-    axes = op.constant(1, op.attributes.get("axes"))
+    axes = _optional(op, 1, op.attributes.get("axes"))
     keep = bool(op.attributes.get("keepdims", 1))
     dim = None if axes is None else [int(a) for a in axes]
     return op.call(torch.linalg.vector_norm, op.inputs[0], dim=dim, keepdim=keep)
