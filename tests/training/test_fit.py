@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +58,13 @@ def targets(cache: FeatureCache, cosine: np.ndarray, labels: np.ndarray) -> Targ
 def light(seed: int = 0) -> ConfidenceHead:
     torch.manual_seed(seed)
     return make_head("light", channels=2, height=1, width=1)
+
+
+def altered(change: Callable[[Tensor], Tensor]) -> ConfidenceHead:
+    """A light head whose output is changed."""
+    head = light()
+    head.register_forward_hook(lambda _head, _inputs, output: change(output))
+    return head
 
 
 def test_the_fit_recovers_the_true_kappa(tmp_path: Path) -> None:
@@ -138,39 +146,27 @@ def test_a_damaged_checkpoint_is_reported_by_name(tmp_path: Path) -> None:
 
 def test_a_non_finite_loss_is_reported_with_its_batch(tmp_path: Path) -> None:
     features, _ = problem(tmp_path)
-
-    class Broken(type(light())):  # type: ignore[misc]
-        def forward(self, summary: Tensor) -> Tensor:
-            return super().forward(summary) + torch.nan
-
     with pytest.raises(SpherecfError, match=r"epoch 1, batch 1: the loss is nan.*\.jpg"):
-        fit_head(Broken(2, 1, 1), features, CONFIG)
+        fit_head(altered(lambda output: output + torch.nan), features, CONFIG)
 
 
 def test_a_gradient_that_is_not_finite_is_reported_with_its_batch(tmp_path: Path) -> None:
     features, _ = problem(tmp_path)
-
-    class Kinked(type(light())):  # type: ignore[misc]
-        def forward(self, summary: Tensor) -> Tensor:
-            output = super().forward(summary)
-            return output + (output - output).abs().sqrt()  # + 0, whose derivative is not finite
-
+    kinked = altered(lambda output: output + (output - output).abs().sqrt())  # + 0, not differentiable
     with pytest.raises(SpherecfError, match=r"epoch 1, batch 1: the gradient is not finite.*\.jpg"):
-        fit_head(Kinked(2, 1, 1), features, CONFIG)
+        fit_head(kinked, features, CONFIG)
 
 
 def test_an_error_in_the_backward_pass_is_not_taken_for_a_lost_rank(tmp_path: Path) -> None:
     features, _ = problem(tmp_path)
 
-    class Failing(type(light())):  # type: ignore[misc]
-        def forward(self, summary: Tensor) -> Tensor:
-            output = super().forward(summary)
-            if output.requires_grad:
-                output.register_hook(lambda grad: grad @ grad[:2])  # shapes that do not fit
-            return output
+    def fail_backward(output: Tensor) -> Tensor:
+        if output.requires_grad:
+            output.register_hook(lambda grad: grad @ grad[:2])  # shapes that do not fit
+        return output
 
     with pytest.raises(RuntimeError, match="size") as error:
-        fit_head(Failing(2, 1, 1), features, CONFIG)
+        fit_head(altered(fail_backward), features, CONFIG)
     assert not isinstance(error.value, SpherecfError)
 
 
