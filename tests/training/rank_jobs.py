@@ -24,6 +24,7 @@ from spherecf.training import (
     Ranks,
     ShardedClassifier,
     join_ranks,
+    loop,
     train_backbone,
     train_confidence,
 )
@@ -128,7 +129,15 @@ def dying_job(ranks: Ranks, folder: Path) -> None:
             os._exit(9)
         begin(task, rows, step)
 
-    _BackboneTask.begin = die  # type: ignore[method-assign]
+    with patch.object(_BackboneTask, "begin", die):
+        backbone_job(ranks, folder)
+
+
+def absent_job(ranks: Ranks, folder: Path) -> None:
+    """The backbone job, except that the last rank exits where torch compares the ranks' networks."""
+    if ranks.rank == ranks.size - 1:
+        with patch.object(loop, "DistributedDataParallel", lambda *_, **__: os._exit(9)):
+            backbone_job(ranks, folder)
     backbone_job(ranks, folder)
 
 
@@ -138,6 +147,7 @@ JOBS: dict[str, Callable[[Ranks, Path], None]] = {
     "backbone": backbone_job,
     "confidence": confidence_job,
     "dying": dying_job,
+    "absent": absent_job,
 }
 
 

@@ -144,6 +144,12 @@ def test_the_other_ranks_report_a_dead_rank_and_training_resumes(
     check_losses(result.history, single_run[1].history)
 
 
+def test_a_rank_that_dies_before_the_first_step_is_reported(tmp_path: Path) -> None:
+    (code, errors), (dead, _) = start("absent", tmp_path, 2)
+    assert dead == 9 and code != 0
+    assert "RankError: rank 0 of 2: another rank is gone" in errors
+
+
 @pytest.mark.parametrize(
     "engine",
     [

@@ -1,3 +1,5 @@
+import socket
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -6,7 +8,7 @@ from tests.training.rank_jobs import run
 from torch import nn
 
 from spherecf.errors import InputError, RankError
-from spherecf.training import Ranks, join_ranks
+from spherecf.training import Ranks, distributed, join_ranks
 from spherecf.training.distributed import _device, synchronize_batch_norm
 
 
@@ -70,4 +72,18 @@ def test_ranks_without_an_address_cannot_join(
         pytest.raises(RankError, match=f"rank 0 of 2 cannot join the others: .*variable {missing} expected"),
         join_ranks("cpu"),
     ):
+        pass
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_does_not_wait_for_hours_for_one_that_never_started(
+    monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    monkeypatch.setattr(distributed, "_JOIN_TIMEOUT", timedelta(seconds=1))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": probe.getsockname()[1]}
+    for name, value in {"WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank, **address}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(RankError, match=f"rank {rank} of 2 cannot join the others: "), join_ranks("cpu"):
         pass

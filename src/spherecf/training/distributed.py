@@ -15,12 +15,14 @@ import torch.distributed as dist
 # `destroy_process_group`, and the group's threads can abort the process when the interpreter exits.
 import torch.distributed.nn.functional
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from spherecf.common.progress import hide_bars
 from spherecf.errors import InputError, RankError
 
 T = TypeVar("T")
 
+_JOIN_TIMEOUT = timedelta(minutes=10)  # torchrun starts all ranks together
 _TIMEOUT = timedelta(hours=3)  # the other ranks wait while one rank reads data or validates
 
 
@@ -152,7 +154,7 @@ class Ranks:
             raise self.lost(error) from error
 
     def is_lost(self, error: Exception) -> bool:
-        """Whether an exception in the backward pass was raised by a collective."""
+        """Whether an exception of torch was raised by a collective inside it."""
         by_name = any(name in str(error) for name in ("gloo", "NCCL", "Connection closed"))
         return self.size > 1 and (by_name or isinstance(error, dist.DistError))
 
@@ -177,7 +179,7 @@ def join_ranks(device: str = "auto") -> Iterator[Ranks]:
 
     Raises:
         InputError: no such device.
-        RankError: the ranks cannot connect.
+        RankError: the ranks cannot connect within ten minutes.
 
     Example:
         >>> with join_ranks("cpu") as ranks:
@@ -197,7 +199,10 @@ def join_ranks(device: str = "auto") -> Iterator[Ranks]:
     try:
         # Gloo in addition to NCCL: counts, flags and objects are exchanged without waiting for a GPU.
         backend = "cpu:gloo,cuda:nccl" if local_device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=_TIMEOUT)
+        # As `init_process_group` does by itself, but not with hours to wait for a rank that never started.
+        store, rank, _ = next(rendezvous("env://", timeout=_JOIN_TIMEOUT))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
+        store.set_timeout(_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise RankError(f"rank {ranks.rank} of {size} cannot join the others: {error}") from error
     try:

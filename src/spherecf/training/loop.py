@@ -295,11 +295,12 @@ class _Trainer:
         # option has another name in later versions of torch.
         parameters = signature(DistributedDataParallel.__init__).parameters
         option = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
-        wrapped = DistributedDataParallel(
-            network,
-            [device] if device.type == "cuda" else None,
-            **{option: False},  # type: ignore[arg-type]
-        )
+        with self._collectives_of_torch():  # compares and broadcasts the parameters
+            wrapped = DistributedDataParallel(
+                network,
+                [device] if device.type == "cuda" else None,
+                **{option: False},  # type: ignore[arg-type]
+            )
         wrapped.register_comm_hook(None, _sum_bucket)
         return wrapped
 
@@ -524,9 +525,15 @@ class _Trainer:
             return self.network(*arguments)
 
     def _backward(self, loss: Tensor) -> None:
-        try:
+        with self._collectives_of_torch():
             loss.backward()  # type: ignore[no-untyped-call]
-        except RuntimeError as error:  # another rank may fail during a collective of the backward pass
+
+    @contextmanager
+    def _collectives_of_torch(self) -> Iterator[None]:
+        """Report another rank that is lost during a collective that torch starts."""
+        try:
+            yield
+        except RuntimeError as error:
             if self.ranks.is_lost(error):
                 raise self.ranks.lost(error) from error
             raise
