@@ -23,6 +23,7 @@ one of SphereCF's errors.
 import argparse
 import ctypes
 import errno
+import faulthandler
 import json
 import mmap
 import os
@@ -147,6 +148,7 @@ class Bench:
             with (self.scratch / "stderr").open("wb") as stream:
                 os.dup2(stream.fileno(), 2)
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            faulthandler.register(signal.SIGUSR1)
             shared = ctypes.addressof(ctypes.c_long.from_buffer(self.counter))
             self.shim.faults_arm(
                 str(folder).encode(), ctypes.c_long(strike.call_number), ctypes.c_long(strike.action),
@@ -176,11 +178,14 @@ class Bench:
                 break
             else:
                 time.sleep(0.001)
+        if status is None:
+            os.killpg(child, signal.SIGUSR1)  # the stacks of all its processes, to stderr
+            time.sleep(1)
         with suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)  # ranks that still wait for one that has exited
         if status is None:
             os.waitpid(child, 0)
-        text = (self.scratch / "stderr").read_text(errors="replace")
+        text = (self.scratch / "stderr").read_text(errors="replace")[-6000:]
         return (HANGS if status is None else status), text
 
     def observe(self, folder: Path) -> tuple[Any, list[str]]:
@@ -192,7 +197,7 @@ class Bench:
             folder, lambda: answer.write_text(json.dumps(self.job.result(folder), sort_keys=True)), Strike()
         )
         code, text = self.wait_for(child)
-        return (json.loads(answer.read_text()) if code == 0 else f"no result: {text[-1500:]}"), files
+        return (json.loads(answer.read_text()) if code == 0 else f"no result: {text}"), files
 
     def surviving(self, folder: Path, acknowledged: set[str]) -> set[str]:
         """The acknowledged texts whose effect is still there; all or none if the job cannot list them."""
@@ -204,14 +209,14 @@ class Bench:
             folder, lambda: answer.write_text(json.dumps(sorted(self.job.surviving(folder)))), Strike()
         )
         code, text = self.wait_for(child)
-        assert code == 0, f"does not open: {text[-1500:]}"
+        assert code == 0, f"does not open: {text}"
         return set(json.loads(answer.read_text()))
 
     def finish(self, folder: Path) -> str:
         """Run the command again, undisturbed, and describe what is wrong afterwards; "" if nothing is."""
         code, text = self.wait_for(self.work(folder, Strike()))
         if code:
-            return f"the same command again ends with {code}: {text[-1500:]}"
+            return f"the same command again ends with {code}: {text}"
         result, files = self.observe(folder)
         if result != self.expected:
             return f"another result: {_difference(self.expected, result)}"
@@ -251,20 +256,20 @@ class Bench:
             code, text = self.wait_for(self.work(folder, Strike((KILL, TEAR)[number % 2], call_number)))
             # One rank is killed; the other reports this, or is killed as by torchrun.
             allowed = (-9, 9, 3) if self.job.ranks > 1 else (-9, 9)
-            assert code in (*allowed, 0), f"ends with {code}: {text[-1500:]}"
+            assert code in (*allowed, 0), f"ends with {code}: {text}"
         return ("finished" if code == 0 else "killed"), self.finish(folder)
 
     def _signal(self, call_number: int, number: int) -> tuple[str, str]:
         folder, signal_number = self.reset_folder(), (signal.SIGINT, signal.SIGTERM)[number % 2]
         code, text = self.wait_for(self.work(folder, Strike(SIGNAL, call_number, int(signal_number))))
         allowed = (0, 130, -int(signal_number), int(signal_number), *((3,) if self.job.ranks > 1 else ()))
-        assert code in allowed, f"{signal_number.name} ends with {code}: {text[-1500:]}"
+        assert code in allowed, f"{signal_number.name} ends with {code}: {text}"
         return ("finished" if code == 0 else "interrupted"), self.finish(folder)
 
     def _failing(self, strike: Strike) -> tuple[str, str]:
         folder = self.reset_folder()
         code, text = self.wait_for(self.work(folder, strike))
-        assert code in (0, 3), f"{os.strerror(strike.error)} ends with {code}: {text[-1500:]}"
+        assert code in (0, 3), f"{os.strerror(strike.error)} ends with {code}: {text}"
         assert code == 0 or text.count("refused: ") <= self.job.ranks, text
         return ("finished" if code == 0 else "refused"), self.finish(folder)
 
@@ -278,7 +283,7 @@ class Bench:
         folder = self.reset_folder()
         jump = self.random.choice((60, 86_400, 10 * 365 * 86_400))
         code, text = self.wait_for(self.work(folder, Strike(jump=jump)))
-        assert code == 0, f"ends with {code}: {text[-1500:]}"
+        assert code == 0, f"ends with {code}: {text}"
         return "finished", self.finish(folder)
 
     def _two(self, call_number: int, number: int) -> tuple[str, str]:
@@ -294,7 +299,7 @@ class Bench:
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(first, signal.SIGKILL)
-        assert first_code == 0, f"the first ends with {first_code}: {text[-1500:]}"
+        assert first_code == 0, f"the first ends with {first_code}: {text}"
         return outcome, self.finish(folder)
 
     def _second(self, folder: Path, first: int) -> str:
@@ -306,12 +311,12 @@ class Bench:
         waited = _is_running(second)
         os.killpg(first, signal.SIGCONT)
         code, text = self.wait_for(second)
-        assert code in (0, 3), f"the second ends with {code}: {text[-1500:]}"
+        assert code in (0, 3), f"the second ends with {code}: {text}"
         # "unknown" if the first was stopped after it took the lock and before it wrote its process id.
         # "locked" if it was stopped inside a gallery transaction: SQLite does not know the process id.
         reasons = (f"in use by process {first}", "in use by process unknown", "is locked")
         explained = any(reason in text for reason in reasons)
-        assert code == 0 or explained, f"the second run does not name the first: {text[-500:]}"
+        assert code == 0 or explained, f"the second run does not name the first: {text}"
         return "the second waited" if waited else "the second was refused" if code else "both wrote"
 
     def _power(self, call_number: int, number: int) -> tuple[str, str]:

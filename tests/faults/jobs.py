@@ -12,6 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch._dynamo  # the first optimiser imports it: once here rather than in every trial
 import torch.distributed.nn.functional  # noqa: F401
@@ -78,6 +79,7 @@ class Job:
 
 def small_batches() -> None:
     """Commit every batch, index even small galleries, and read the state of the checkout once."""
+    cv2.setNumThreads(1)  # no thread that a fork would lack
     environment()
     rowstore._COMMIT_BYTES, gallery_module._BATCH, index._TAIL = 0, 8, 16
 
