@@ -148,6 +148,7 @@ def test_a_truncated_last_record_is_refused_on_opening(records: Path) -> None:
         (lambda text: text + "3\t40\n", "record number 3 occurs more than once"),
         (lambda text: text + "11\t40\n", "offset 40 occurs more than once"),
         (lambda text: "zero\t0\n" + text, "line 1: expected `number<TAB>offset`"),
+        (lambda text: text.replace("\n", " ", 1), "line 1: expected `number<TAB>offset`"),
         (lambda text: text + "11\n", "line 11: expected"),
         (lambda text: "99999999999999999999\t0\n" + text, "record"),
         (lambda text: "", "empty"),

@@ -7,6 +7,7 @@ of 4 beyond 2^25. Images and identity records are therefore distinguished by fla
 header or a range is rounded, the index and the images' own labels decide.
 """
 
+import re
 from array import array
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -40,6 +41,7 @@ from spherecf.data.text import NumberKeys, PackedKeys, PickedKeys, iter_lines, r
 from spherecf.errors import FileFormatError, InputError
 
 _BLOCK = 1 << 20  # bytes of an index parsed at once
+_INDEX_LINES = re.compile(rb"\s*(?:\d++[ \t]++\d++[ \t]*+(?:[\r\n]\s*+|\Z))*+")
 _PROGRESS_BYTES = 1 << 26  # bytes per step of the progress bar
 _MAX_NUMBER = np.iinfo(np.int64).max
 
@@ -134,10 +136,10 @@ def _parse_index(path: Path) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray,
             while text := stream.read(_BLOCK) + stream.readline():
                 if text.isspace():
                     continue
-                if text.translate(None, b"0123456789 \t\r\n"):
+                if not _INDEX_LINES.fullmatch(text):
                     raise _bad_line(path)
                 numbers = np.fromstring(text, np.int64, sep=" ")
-                if len(numbers) % 2 or numbers.max() == _MAX_NUMBER:  # NumPy clips larger numbers to this
+                if numbers.max() == _MAX_NUMBER:  # NumPy clips larger numbers to this
                     raise _bad_line(path)
                 for offset, column in enumerate(columns):
                     column.frombytes(numbers[offset::2].tobytes())
