@@ -33,3 +33,8 @@ def test_a_fraction_of_zero_holds_out_no_identity(folder: Path) -> None:
 def test_impossible_splits_are_refused(labels: list[int], fraction: float) -> None:
     with pytest.raises(InputError):
         split_identities(np.array(labels), fraction, seed=1)
+
+
+def test_a_negative_seed_is_refused() -> None:
+    with pytest.raises(InputError, match="seed must not be negative, got -1"):
+        split_identities(np.array([0, 1]), 0.5, seed=-1)

@@ -1,5 +1,6 @@
 """Enrolment, identification, listing and removal in an embedded gallery."""
 
+import math
 import socket
 import sqlite3
 import subprocess
@@ -178,6 +179,13 @@ def test_enrol_many_skips_enrolled_people(opened: Open, people: np.ndarray) -> N
         gallery.enrol_many(["x", "x"], people[:2], [1.0, 1.0])
     gallery.close()
     assert len(opened()) == 40
+
+
+@pytest.mark.parametrize(("dim", "radius"), [(-1, 1.0), (1, 1.0), (64, 0.0), (64, math.nan)])
+def test_an_impossible_model_creates_no_gallery(tmp_path: Path, dim: int, radius: float) -> None:
+    with pytest.raises(InputError, match="dimension of at least 2 and a positive radius, got"):
+        Gallery.open(tmp_path / "people", model=MODEL, dim=dim, radius=radius)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_gallery_of_another_model_is_refused_with_both_hashes(opened: Open) -> None:

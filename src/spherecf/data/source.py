@@ -398,7 +398,7 @@ def split_identities(
         seed: the same seed and identities give the same split.
 
     Raises:
-        InputError: ``fraction`` is out of range, or there are fewer than two identities to split.
+        InputError: ``fraction`` or ``seed`` is out of range, or there are fewer than two identities to split.
 
     Example:
         >>> train, held_out = split_identities(np.array([0, 0, 1, 1, 2, -1]), 0.3, seed=1)
@@ -409,6 +409,8 @@ def split_identities(
     identities = np.unique(labels[labels >= 0])
     if not 0 <= fraction < 1:
         raise InputError(f"fraction must be at least 0 and below 1, got {fraction}")
+    if seed < 0:
+        raise InputError(f"seed must not be negative, got {seed}")
     if fraction > 0 and len(identities) < 2:
         raise InputError(f"expected at least 2 identities to split, got {len(identities)}")
     count = min(max(round(fraction * len(identities)), 1), len(identities) - 1) if fraction > 0 else 0

@@ -111,7 +111,8 @@ class Gallery:
             StorageError: the file cannot be read or created, or the server does not respond.
             FileFormatError: the file is damaged, or is not a gallery.
             InputError: the gallery does not exist and ``create`` is false, is encrypted with another key than
-                the current one, or is not encrypted although a key is set.
+                the current one, or is not encrypted although a key is set; or dimension or radius is not
+                positive.
             MissingDependencyError: the gallery is on a server or encrypted, and the extra ``milvus`` or
                 ``encryption`` is not installed.
         """
@@ -124,6 +125,7 @@ class Gallery:
             raise InputError(f"{location}: there is no gallery here; enrol a person first")
         if calibration is not None:
             calibration.require(model)
+        new = Header.new(model, backbone, dim, radius, secrets.token_hex(16) if on_server else "")
         store: Store
         if on_server:
             reject_plain(location, key)
@@ -135,8 +137,7 @@ class Gallery:
             if facts is None:
                 if not create:
                     raise InputError(f"{location}: there is no gallery here; enrol a person first")
-                salt = secrets.token_hex(16) if on_server else ""
-                facts = Header.new(model, backbone, dim, radius, salt).to_dict()
+                facts = new.to_dict()
                 store.create(facts)
             header = Header.read(facts, location)
             header.check(location, model, backbone, dim, radius)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -46,6 +47,13 @@ class Header:
     spherecf: str
     format: str = FORMAT
     version: int = VERSION
+
+    def __post_init__(self) -> None:
+        if self.dim < 2 or not 0 < self.radius < math.inf:
+            raise InputError(
+                f"gallery: expected a dimension of at least 2 and a positive radius, got {self.dim} and "
+                f"{self.radius:g}"
+            )
 
     @classmethod
     def new(cls, model: str, backbone: str, dim: int, radius: float, salt: str) -> "Header":
