@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,13 @@ from spherecf.training import (
     Ranks,
     ShardedClassifier,
     join_ranks,
-    loop,
     train_backbone,
     train_confidence,
 )
 from spherecf.training.backbone import _BackboneTask
 from spherecf.training.config import OptimizerSettings
 from spherecf.training.distributed import synchronize_batch_norm
+from spherecf.training.loop import _Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -120,25 +121,25 @@ def confidence_job(ranks: Ranks, folder: Path) -> None:
     train_confidence(backbone, source, folder, ConfidenceConfig.from_dict(content), ranks=ranks)
 
 
-def dying_job(ranks: Ranks, folder: Path) -> None:
-    """The backbone job, except that the last rank exits in the second epoch."""
-    begin = _BackboneTask.begin
+def dying_job(ranks: Ranks, folder: Path, last_step: int) -> None:
+    """The backbone job, except that the last rank exits before a step, or before torch compares networks."""
+    begin, distribute = _BackboneTask.begin, _Trainer._distribute
 
-    def die(task: _BackboneTask, rows: Any, step: int) -> None:
-        if ranks.rank == ranks.size - 1 and step == 5:
+    def begin_or_exit(task: _BackboneTask, rows: Any, step: int) -> None:
+        if ranks.rank == ranks.size - 1 and step > last_step:
             os._exit(9)
         begin(task, rows, step)
 
-    with patch.object(_BackboneTask, "begin", die):
+    def distribute_or_exit(trainer: _Trainer, network: nn.Module) -> nn.Module:
+        if ranks.rank == ranks.size - 1 and last_step < 0:
+            os._exit(9)
+        return distribute(trainer, network)
+
+    with (
+        patch.object(_BackboneTask, "begin", begin_or_exit),
+        patch.object(_Trainer, "_distribute", distribute_or_exit),
+    ):
         backbone_job(ranks, folder)
-
-
-def absent_job(ranks: Ranks, folder: Path) -> None:
-    """The backbone job, except that the last rank exits where torch compares the ranks' networks."""
-    if ranks.rank == ranks.size - 1:
-        with patch.object(loop, "DistributedDataParallel", lambda *_, **__: os._exit(9)):
-            backbone_job(ranks, folder)
-    backbone_job(ranks, folder)
 
 
 JOBS: dict[str, Callable[[Ranks, Path], None]] = {
@@ -146,8 +147,9 @@ JOBS: dict[str, Callable[[Ranks, Path], None]] = {
     "norm": norm_job,
     "backbone": backbone_job,
     "confidence": confidence_job,
-    "dying": dying_job,
-    "absent": absent_job,
+    "dying in the second epoch": partial(dying_job, last_step=4),
+    "dying after the first step": partial(dying_job, last_step=0),
+    "dying before the first step": partial(dying_job, last_step=-1),
 }
 
 

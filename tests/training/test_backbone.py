@@ -136,7 +136,7 @@ def test_training_resumes_with_another_number_of_ranks(
 def test_the_other_ranks_report_a_dead_rank_and_training_resumes(
     tmp_path: Path, single_run: tuple[Path, TrainedBackbone]
 ) -> None:
-    (code, errors), (dead, _) = start("dying", tmp_path, 2)
+    (code, errors), (dead, _) = start("dying in the second epoch", tmp_path, 2)
     assert dead == 9 and code != 0
     assert "RankError: rank 0 of 2: another rank is gone" in errors
     assert "run the same command again, with any number of ranks" in errors
@@ -144,8 +144,9 @@ def test_the_other_ranks_report_a_dead_rank_and_training_resumes(
     check_losses(result.history, single_run[1].history)
 
 
-def test_a_rank_that_dies_before_the_first_step_is_reported(tmp_path: Path) -> None:
-    (code, errors), (dead, _) = start("absent", tmp_path, 2)
+@pytest.mark.parametrize("moment", ["before the first step", "after the first step"])
+def test_a_rank_that_dies_while_torch_synchronises_is_reported(tmp_path: Path, moment: str) -> None:
+    (code, errors), (dead, _) = start(f"dying {moment}", tmp_path, 2)
     assert dead == 9 and code != 0
     assert "RankError: rank 0 of 2: another rank is gone" in errors
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from spherecf.common.progress import hide_bars
-from spherecf.errors import InputError, RankError
+from spherecf.errors import InputError, RankError, SpherecfError
 
 T = TypeVar("T")
 
@@ -66,14 +66,14 @@ class Ranks:
     def sum_(self, tensor: Tensor) -> Tensor:
         """Sum over ranks, in place."""
         if self.size > 1:
-            with self._guard():
+            with self.guard():
                 dist.all_reduce(tensor)
         return tensor
 
     def max_(self, tensor: Tensor) -> Tensor:
         """Maximum over ranks, in place."""
         if self.size > 1:
-            with self._guard():
+            with self.guard():
                 dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor
 
@@ -101,7 +101,7 @@ class Ranks:
         padded = rows.new_zeros(max(counts), *rows.shape[1:])  # (max n_r, ...)
         padded[: len(rows)] = rows.detach()
         gathered = [torch.empty_like(padded) for _ in counts]
-        with self._guard():
+        with self.guard():
             dist.all_gather(gathered, padded)
         return torch.cat([part[:count] for part, count in zip(gathered, counts)])  # (sum n_r, ...)
 
@@ -110,7 +110,7 @@ class Ranks:
         if self.size == 1:
             return value
         values: list[Any] = [value]
-        with self._guard():
+        with self.guard():
             dist.broadcast_object_list(values, src=0)
         received: T = values[0]
         return received
@@ -120,7 +120,7 @@ class Ranks:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        with self._guard():
+        with self.guard():
             dist.all_gather_object(values, value)
         return values
 
@@ -147,24 +147,25 @@ class Ranks:
         self.run_on_all(work if self.is_main else lambda: None, description)
 
     @contextmanager
-    def _guard(self) -> Iterator[None]:
+    def guard(self) -> Iterator[None]:
+        """Report a rank that is lost during a collective, also one that torch starts, with the remedy.
+
+        Raises:
+            RankError: another rank has ended or does not respond.
+        """
         try:
             yield
         except RuntimeError as error:  # the exception for a lost rank depends on the backend
-            raise self.lost(error) from error
-
-    def is_lost(self, error: Exception) -> bool:
-        """Whether an exception of torch was raised by a collective inside it."""
-        by_name = any(name in str(error) for name in ("gloo", "NCCL", "Connection closed"))
-        return self.size > 1 and (by_name or isinstance(error, dist.DistError))
-
-    def lost(self, error: Exception) -> RankError:
-        """Convert the exception of a collective to an error that states the remedy."""
-        return RankError(
-            f"rank {self.rank} of {self.size}: another rank is gone or did not respond "
-            f"({str(error).strip().splitlines()[0][:200]}). See its message. The last checkpoint is intact: "
-            "run the same command again, with any number of ranks, to resume from it."
-        )
+            text = str(error).strip().partition("\n")[0][:200]
+            by_name = any(name in str(error) for name in ("gloo", "NCCL", "Connection closed"))
+            lost = self.size > 1 and (by_name or isinstance(error, dist.DistError))
+            if isinstance(error, SpherecfError) or not lost:
+                raise
+            raise RankError(
+                f"rank {self.rank} of {self.size}: another rank is gone or did not respond ({text}). See its "
+                "message. The last checkpoint is intact: run the same command again, with any number of "
+                "ranks, to resume from it."
+            ) from error
 
 
 @contextmanager

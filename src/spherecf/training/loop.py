@@ -195,6 +195,7 @@ def run_training(task: Task, run: Run, ranks: Ranks) -> Outcome:
     """
     devices = [ranks.device] if ranks.device.type == "cuda" else []
     with ExitStack() as stack:
+        stack.enter_context(ranks.guard())  # torch starts collectives in many places, too
         if run.folder is not None:
             folder = run.folder
             ranks.run_on_main(lambda: stack.enter_context(locked(folder, "this folder")), run.name)
@@ -295,12 +296,11 @@ class _Trainer:
         # option has another name in later versions of torch.
         parameters = signature(DistributedDataParallel.__init__).parameters
         option = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
-        with self._collectives_of_torch():  # compares and broadcasts the parameters
-            wrapped = DistributedDataParallel(
-                network,
-                [device] if device.type == "cuda" else None,
-                **{option: False},  # type: ignore[arg-type]
-            )
+        wrapped = DistributedDataParallel(
+            network,
+            [device] if device.type == "cuda" else None,
+            **{option: False},  # type: ignore[arg-type]
+        )
         wrapped.register_comm_hook(None, _sum_bucket)
         return wrapped
 
@@ -443,7 +443,7 @@ class _Trainer:
                 metrics.measures.append(loss.measures)
 
                 # Backward. Gradients of the micro-batches add up to the gradient of the batch's mean loss.
-                self._backward(self.scaler.scale(loss.backward * metrics.shares[-1]))
+                self.scaler.scale(loss.backward * metrics.shares[-1]).backward()  # type: ignore[no-untyped-call]
 
         # Sum the gradients of the margin's parameters over ranks. Prototypes are sharded: each rank already
         # has the complete gradient of its rows.
@@ -523,20 +523,6 @@ class _Trainer:
             return self.network(*arguments)
         with torch.autocast(self.ranks.device.type, getattr(torch, self._precision)):
             return self.network(*arguments)
-
-    def _backward(self, loss: Tensor) -> None:
-        with self._collectives_of_torch():
-            loss.backward()  # type: ignore[no-untyped-call]
-
-    @contextmanager
-    def _collectives_of_torch(self) -> Iterator[None]:
-        """Report another rank that is lost during a collective that torch starts."""
-        try:
-            yield
-        except RuntimeError as error:
-            if self.ranks.is_lost(error):
-                raise self.ranks.lost(error) from error
-            raise
 
     def _sync_gradients(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Let ranks exchange gradients only in the last micro-batch of a step."""
