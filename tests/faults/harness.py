@@ -366,10 +366,11 @@ def main() -> int:
     if "SPHERECF_FAULTS" not in os.environ:
         return preload(sys.argv[1:])
 
-    from tests.faults.jobs import CARELESS, World, make_jobs, small_batches
+    from tests.faults.jobs import CARELESS, World, make_jobs, prepare_forks, small_batches
 
     scratch = Path(os.environ["SPHERECF_FAULTS"])
     small_batches()
+    prepare_forks()
     jobs, broken = make_jobs(World(scratch / "world")), []
     sys.stdout.write("| command | attack | trials | calls | failed | ends |\n|---|---|---|---|---|---|\n")
     for name in options.job or [name for name in jobs if name != CARELESS]:

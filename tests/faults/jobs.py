@@ -44,6 +44,7 @@ from spherecf.training import (
     ConfidenceConfig,
     Ranks,
     build_cache,
+    checkpoint,
     join_ranks,
     train_backbone,
     train_confidence,
@@ -78,10 +79,14 @@ class Job:
 
 
 def small_batches() -> None:
-    """Commit every batch, index even small galleries, and read the state of the checkout once."""
-    cv2.setNumThreads(1)  # no thread that a fork would lack
+    """Commit every batch, index even small galleries, and do not wait a minute for a killed rank's files."""
+    rowstore._COMMIT_BYTES, gallery_module._BATCH, index._TAIL, checkpoint._MAX_WAIT = 0, 8, 16, 5.0
+
+
+def prepare_forks() -> None:
+    """Read the state of the checkout once, and run no thread that a fork would lack."""
     environment()
-    rowstore._COMMIT_BYTES, gallery_module._BATCH, index._TAIL = 0, 8, 16
+    cv2.setNumThreads(1)
 
 
 @dataclass
