@@ -61,6 +61,7 @@ def test_the_formula(roles: bool, shape: float) -> None:
     rng = np.random.default_rng(0)
     long, short = (6, 4) if roles else (4, 3)
     offset, slope, start, spread = (rng.normal(size=size) / 9 for size in (long, short, long, short))
+    start /= 4  # a threshold of cosines
     calibrator = ConditionalCalibrator(
         "evidence", 64.0, -400.0, roles, (3.0, 6.0), (3.5, 6.5), tuple(offset), tuple(slope), tuple(start),
         tuple(spread), shape, 0.05, 10**9, 10**9,
@@ -131,7 +132,7 @@ def test_the_rarity_depends_on_the_kappas_of_both_sides() -> None:
     def sigma(left: Any, right: Any) -> Any:
         return 0.1 * np.exp(-0.2 * (left + right - 10) + 0.2 * (left - right) ** 2)
 
-    cosines = sigma(*log_kappa) * rng.normal(size=mated.size) + 0.5 * mated
+    cosines = (sigma(*log_kappa) * rng.normal(size=mated.size) + 0.5 * mated).clip(-1, 1)
     data = {"scores": 40 * cosines - 400, "cosines": cosines, "kappas": np.exp(log_kappa), "mated": mated}
     calibrator = fit(data)
     for left, right in ((4.3, 4.3), (5.0, 5.0), (5.8, 5.8), (4.3, 5.7), (5.7, 4.3)):
@@ -252,6 +253,9 @@ def test_bad_data_are_refused(calibrator: ConditionalCalibrator) -> None:
         ({"scores": -data["scores"]}, "swapped"),
         ({"cosines": data["cosines"][:9]}, "expected cosines"),
         ({"cosines": np.full(4000, np.nan)}, "NaN"),
+        ({"cosines": 100 * data["cosines"]}, r"cosines: expected -1 \.\. 1, got"),
+        ({"conditions": np.zeros(9)}, r"expected conditions \(4000,\), got \(9,\)"),
+        ({"conditions": data["mated"]}, "no condition has both mated and non-mated pairs"),
         ({"kappas": -data["kappas"]}, ">= 0"),
         ({"kappas": 0 * data["kappas"]}, "above 0"),
         ({"mated": np.zeros(4000, bool)}, "error rates need both kinds"),
@@ -262,15 +266,14 @@ def test_bad_data_are_refused(calibrator: ConditionalCalibrator) -> None:
         fit({name: column[..., :900] for name, column in data.items()})
     with pytest.raises(InputError, match="expected numbers >= 0 and finite"):
         calibrator.llr(-400.0, (np.inf, 1.0))
+    with pytest.raises(InputError, match=r"cosines: expected -1 \.\. 1, got 32"):
+        calibrator.evidence(-400.0, 32.0, (1.0, 1.0))
     data = make_pairs(8, 9000)
     for bad, what in (
         ({"cosines": np.where(data["mated"], data["cosines"], 0.1)}, "tail"),  # no tail of non-mated pairs
         ({"scores": np.where(np.arange(9000), data["scores"], 1e300)}, "likelihood ratio"),
     ):
-        with (
-            pytest.raises(InputError, match=f"the fit of the {what} did not converge"),
-            np.errstate(all="ignore"),
-        ):
+        with pytest.raises(InputError, match=f"the fit of the {what} did not converge"):
             fit({**data, **bad})
     facts = calibrator.to_dict()
     for wrong in (

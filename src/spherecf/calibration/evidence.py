@@ -151,13 +151,14 @@ class ConditionalCalibrator:
                 one.
 
         Raises:
-            InputError: values are NaN, shapes differ, mated or non-mated pairs are missing, concentrations
-                are negative or infinite, scores are all equal or not larger for mated pairs, or there are too
-                few non-mated pairs for a tail (the message says how many are needed).
+            InputError: values are NaN, shapes differ, mated or non-mated pairs are missing (or no condition
+                has both), cosines are outside -1 .. 1, concentrations are negative or infinite, scores are
+                all equal or not larger for mated pairs, or there are too few non-mated pairs for a tail (the
+                message says how many are needed).
         """
         x, c, m = (np.asarray(values) for values in (scores, cosines, mated))
         mated_scores, non_mated_scores = split_scores(x, m)
-        x, c, m = x.astype(np.float64), finite(c, "cosines"), m.astype(bool)
+        x, c, m = x.astype(np.float64), _cosines(c), m.astype(bool)
         if c.shape != x.shape or np.shape(kappas) != (2, x.size):
             raise InputError(
                 f"{score}: expected cosines ({x.size},) and kappas (2, {x.size}), got {c.shape} and "
@@ -180,11 +181,16 @@ class ConditionalCalibrator:
         ranges = [_finite_range(side) for side in log_kappa] if roles else [_finite_range(log_kappa)] * 2
         basis = _basis(np.clip(log_kappa[0], *ranges[0]), np.clip(log_kappa[1], *ranges[1]), roles)
         condition = np.zeros(x.size, np.int64) if conditions is None else np.asarray(conditions)
+        if condition.shape != x.shape:
+            raise InputError(f"{score}: expected conditions ({x.size},), got {condition.shape}")
         weight = _condition_weights(condition, m)
+        if not weight.any():
+            raise InputError(f"{score}: no condition has both mated and non-mated pairs")
         short = _term_counts(roles)[1]
-        offset, slope = _fit_ratio(basis, short, x - neutral, m, weight)
-        tail_weight = weight[~m] / weight[~m].sum()
-        start, spread, shape = _fit_tail(basis[~m], short, c[~m], tail_weight)
+        with np.errstate(all="ignore"):  # steps of the fits may overflow; `_minimise` checks their ends
+            offset, slope = _fit_ratio(basis, short, x - neutral, m, weight)
+            tail_weight = weight[~m] / weight[~m].sum()
+            start, spread, shape = _fit_tail(basis[~m], short, c[~m], tail_weight)
         return cls(
             score, radius, float(neutral), roles, ranges[0], ranges[1], _as_tuple(offset), _as_tuple(slope),
             _as_tuple(start), _as_tuple(spread), float(shape), _TAIL,
@@ -232,10 +238,10 @@ class ConditionalCalibrator:
             kappas: concentrations of their left and right sides.
 
         Raises:
-            InputError: as in `llr`.
+            InputError: as in `llr`, or cosines are outside -1 .. 1.
         """
         ratio = self._ratio(scores, kappas)
-        limited_rarity = np.minimum(self.rarity(cosines, kappas), _RARITY_LIMIT * ratio)
+        limited_rarity = np.minimum(self.rarity(_cosines(cosines), kappas), _RARITY_LIMIT * ratio)
         return np.asarray(np.where(ratio > 0, limited_rarity, ratio))
 
     def _ratio(self, scores: Numbers, kappas: Sides) -> Array:
@@ -261,6 +267,14 @@ class ConditionalCalibrator:
 
 _RARITY_LIMIT = 2.5  # maximum of rarity / llr, from measurements in docs/LOG.md
 _CENTRE = 5.0  # subtracted from log concentrations, so that all coefficients have the same order of magnitude
+
+
+def _cosines(values: Any) -> Array:
+    """Cosines, checked; beyond 1 only by rounding."""
+    cosines = finite(values, "cosines")
+    if (outside := np.abs(cosines) > 1.01).any():
+        raise InputError(f"cosines: expected -1 .. 1, got {cosines[outside].flat[0]:.4g}")
+    return cosines
 
 
 def _log_kappas(kappas: Any) -> Array:
