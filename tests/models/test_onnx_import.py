@@ -360,6 +360,7 @@ def _sequence(
             "Slice", np.array([9, -5]), np.array([2**60, -1]), np.array([1, 2]), np.array([2, 2]), size=248
         ),
         _sequence("Slice", np.array([-1]), np.array([-(2**62)]), np.array([-2]), np.array([-2]), size=512),
+        _sequence("Slice", opset=9, starts=[9, -3], ends=[2**31, -1], axes=[1, 2], size=494),
         _sequence("Gather", np.array([-1, 0, 7]), axis=-2, size=12),
         _sequence("Expand", np.array([1, 256, 4])),
         _sequence("Einsum", equation="nic,njc->nij", size=256 * 256),
