@@ -344,6 +344,36 @@ def test_rows_with_invalid_values_are_refused(
             opened().compact()
 
 
+def test_damage_that_only_single_templates_or_the_index_show_is_found(
+    tmp_path: Path, people: np.ndarray
+) -> None:
+    path = tmp_path / "people"
+    facts = {"enrolled": "", "changed": "", "warnings": [], "sources": [], "medium": "", "source": ""}
+    with closing(Store(str(path), DIM)) as store:
+        store.create({"dim": DIM})
+        store.insert([Template("1", "Ann", people[0], 300.0, 1, 1, facts)])
+        assert store.find("Ann") is not None
+        store.compact()
+    for value, size in (("x'00'", 1), ("'text'", 0)):
+        with sqlite3.connect(path) as connection:
+            connection.execute(f"UPDATE templates SET mu = {value}")
+        connection.close()
+        with (
+            closing(Store(str(path), DIM)) as store,
+            pytest.raises(FileFormatError, match=f"a direction has {size} bytes instead of {4 * DIM}"),
+        ):
+            store.find("Ann")
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("UPDATE sqlite_master SET sql = replace(sql, '(images)', '(kappa)')")
+    connection.close()
+    with (
+        closing(Store(str(path), DIM)) as store,
+        pytest.raises(FileFormatError, match="damaged: row 1 missing from index by_images"),
+    ):
+        store.compact()
+
+
 def test_a_person_is_stored_only_once(tmp_path: Path, people: np.ndarray) -> None:
     template = Template("1", "Ann", people[0], 300.0, 1, 1, {})
     with closing(Store(str(tmp_path / "people"), DIM)) as store:

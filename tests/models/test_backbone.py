@@ -161,6 +161,36 @@ def test_a_graph_with_an_unchangeable_batch_runs_images_one_by_one() -> None:
     assert torch.equal(backbone(images).embedding, single)
 
 
+def test_an_embedding_of_integers_is_refused() -> None:
+    model = graphs.iresnet()
+    cast = onnx.helper.make_node("Cast", ["features"], ["whole"], to=onnx.TensorProto.INT32)
+    model.graph.node.append(cast)
+    model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("whole", cast.attribute[0].i, None))
+    with pytest.raises(ModelError, match="whole is of type int32, expected floating-point numbers"):
+        FrozenBackbone.from_onnx(model, preprocessing=TINY)
+
+
+def test_maps_whose_size_depends_on_the_pixels_are_refused() -> None:
+    """Of size 16 for a black image, whose shapes are measured, and 15 for an image of noise."""
+    make = graphs.Maker(9)
+    brightest = make.node("ReduceMax", ["image"], "brightest", keepdims=0)
+    one = make.node("Cast", [make.node("Sign", [brightest], "sign")], "one", to=onnx.TensorProto.INT64)
+    begin, end, axis = (make.stored(name, np.array([v])) for name, v in (("b", 0), ("e", 16), ("a", 3)))
+    end = make.node("Sub", [end, one], "shorter")
+    make.node("Slice", [make.conv("image", "map", 3, 4), begin, end, axis], "part")
+    make.dense(make.node("Flatten", ["map"], "flat", axis=1), "embedding", 4 * 256, 32)
+    with pytest.raises(ModelError, match=r"maps of shape \(4, 16, 16\), but .* gives \(4, 16, 15\)"):
+        FrozenBackbone.from_onnx(make.model(["embedding"]), preprocessing=TINY, features="part")
+
+
+def test_torch_uses_the_given_threads_only_during_a_run(tiny_file: Path, tiny: FrozenBackbone) -> None:
+    before, during = torch.get_num_threads(), []
+    backbone = FrozenBackbone.from_onnx(tiny_file, preprocessing=TINY, engine="torch", threads=before + 1)
+    backbone.network.register_forward_pre_hook(lambda *_: during.append(torch.get_num_threads()))
+    torch.testing.assert_close(backbone(noise(2)).embedding, tiny(noise(2)).embedding, atol=1e-5, rtol=1e-4)
+    assert (during, torch.get_num_threads()) == ([before + 1], before)
+
+
 def test_invalid_requests_are_refused(tiny_file: Path) -> None:
     with pytest.raises(InputError, match="expected engine in"):
         FrozenBackbone.from_onnx(tiny_file, preprocessing=TINY, engine="tensorrt")

@@ -133,6 +133,43 @@ def test_tensors_of_every_type_are_read(kind: str, raw: bool) -> None:
         as_array(tensor, "test")
 
 
+def test_texts_of_a_tensor_are_counted_and_decoded() -> None:
+    tensor = helper.make_tensor("x", TensorProto.STRING, [1], [b"a"])
+    assert as_array(tensor, "test").tolist() == ["a"]
+    tensor.string_data[0] = b"\xff"
+    with pytest.raises(ModelError, match=r"test: tensor 'x' cannot be read: .*can't decode byte 0xff"):
+        as_array(tensor, "test")
+    tensor.dims[0] = 2
+    with pytest.raises(ModelError, match=r"'x' of shape \(2,\) should hold 2 texts, found 1"):
+        as_array(tensor, "test")
+
+
+def test_a_damaged_sparse_constant_is_refused_by_name() -> None:
+    model = graphs.iresnet()
+    values = onnx.numpy_helper.from_array(np.float32([1, 2]), "values")
+    places = onnx.numpy_helper.from_array(np.array([0, 3]), "places")
+    sparse = helper.make_sparse_tensor(values, places, [4])
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["unused"], sparse_value=sparse))
+    assert read_onnx(model).name == "tiny"
+    model.graph.node[0].attribute[0].sparse_tensor.values.dims[0] = 5
+    with pytest.raises(ModelError, match=r"tensor 'values' of shape \(5,\) should hold 20 bytes, found 8"):
+        read_onnx(model)
+
+
+def test_external_weights_of_more_than_2_gib_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    path = save_with_external_weights(tmp_path)
+    model = onnx.load(path, load_external_data=False)
+    tensor = next(t for t in model.graph.initializer if t.name == "fc_w")
+    tensor.dims[:] = [2**29 + 1]
+    for entry in tensor.external_data:
+        entry.value = {"offset": "0", "length": str(2**31 + 4)}.get(entry.key, entry.value)
+    path.write_bytes(model.SerializeToString())
+    with (tmp_path / "weights").open("r+b") as weights:
+        weights.truncate(2**31 + 4)  # a hole, which takes no space on the disk
+    with pytest.raises(ModelError, match=r"r.onnx: at least 2147\d{6} bytes of weights.* 2 GiB at most"):
+        read_onnx(path)
+
+
 def test_external_weights_give_the_same_results_as_one_file(tmp_path: Path, tiny: FrozenBackbone) -> None:
     backbone = FrozenBackbone.from_onnx(save_with_external_weights(tmp_path), preprocessing=TINY)
     assert backbone.engine == "torch" and backbone.repairs == []

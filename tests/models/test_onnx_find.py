@@ -73,6 +73,30 @@ def test_one_of_two_embeddings_can_be_specified() -> None:
     assert find_outputs(load_graph(graphs.two_rows()), (16, 16), embedding="other").features == "map"
 
 
+@pytest.mark.parametrize("pixels_first", [True, False])
+def test_pixels_beside_the_feature_map_are_passed_over(pixels_first: bool) -> None:
+    """A pooled image that is joined to the map has positions as well, but nothing in it is learned."""
+    make = graphs.Maker(9)
+    small = make.node("AveragePool", ["image"], "small", kernel_shape=[2, 2], strides=[2, 2])
+    flat = [make.node("Flatten", [x], f"flat_{x}", axis=1) for x in (small, make.conv("image", "map", 3, 4))]
+    joined = make.node("Concat", flat if pixels_first else flat[::-1], "joined", axis=1)
+    make.dense(joined, "embedding", 3 * 64 + 4 * 256, 32)
+    outputs = find_outputs(load_graph(make.model(["embedding"])), (16, 16))
+    assert outputs == GraphOutputs("embedding", "map", 32, (4, 16, 16))
+
+
+def test_sizes_that_do_not_fit_the_image_are_refused() -> None:
+    """They are computed from the image, so that only a run shows it."""
+    make = graphs.Maker(9)
+    total = make.node("ReduceSum", [make.conv("image", "map", 3, 4)], "total", keepdims=0)
+    zero = make.node("Mul", [total, make.stored("none", np.float32(0))], "zero")
+    zero = make.node("Cast", [zero], "whole", to=onnx.TensorProto.INT64)
+    sizes = make.node("Add", [zero, make.stored("seven", np.array([-1, 7]))], "sizes")
+    make.dense(make.node("Reshape", ["map", sizes], "flat"), "embedding", 7, 32)
+    with pytest.raises(ModelError, match=r"tiny: onnxruntime cannot run the graph: .*Reshape"):
+        find_outputs(load_graph(make.model(["embedding"])), (16, 16))
+
+
 def test_a_real_detector_is_refused() -> None:
     with pytest.raises(ModelError, match="not a recogniser: expected an output"):
         graph = load_graph(default_detector_path())

@@ -200,6 +200,37 @@ def test_forms_that_cannot_be_imported_are_refused_with_the_reason(
     assert FrozenBackbone.from_onnx(model, preprocessing=TINY, features="map").engine == "onnxruntime"
 
 
+def test_an_error_of_torch_names_the_operation() -> None:
+    with pytest.raises(
+        ModelError, match=r"Clip \(node result\): cannot be imported \(.*engine='onnxruntime'"
+    ):
+        import_onnx(_operation("Clip", np.float32([0, 1])), features="map")
+
+
+def test_second_outputs_are_left_to_onnxruntime() -> None:
+    make = graphs.Maker(9)
+    shape = {"kernel_shape": [2, 2], "strides": [2, 2]}
+    make.node("MaxPool", [make.conv("image", "map", 3, 4)], "pool", **shape)
+    make.nodes[-1].output.append("places")
+    places = make.node("Cast", ["places"], "numbers", to=onnx.TensorProto.FLOAT)
+    make.dense(make.node("Flatten", [places], "flat", axis=1), "embedding", 4 * 64, 32)
+    model = make.model(["embedding"])
+    reason = r"Cast \(node numbers\): its input places is a second output that cannot be imported"
+    with pytest.raises(ModelError, match=reason):
+        import_onnx(model)
+    assert FrozenBackbone.from_onnx(model, preprocessing=TINY, features="map").engine == "onnxruntime"
+
+
+def test_nodes_of_one_name_become_parameters_of_different_names() -> None:
+    model = graphs.iresnet()
+    for node in model.graph.node:
+        node.name = "layer" if node.op_type == "Conv" else node.name
+    module, x = import_onnx(model), torch.randn(2, 3, 16, 16)
+    layers = [name for name, _ in module.named_parameters() if "layer" in name]
+    assert layers[:3] == [f"network.layer{number}.weight" for number in ("", "_1", "_2")]
+    assert torch.equal(module(x)[0], import_onnx(graphs.iresnet())(x)[0])
+
+
 def test_uneven_padding_of_a_convolution_is_imported() -> None:
     make = graphs.Maker(10)
     make.nodes.append(
@@ -329,6 +360,7 @@ def _sequence(
             "Slice", np.array([9, -5]), np.array([2**60, -1]), np.array([1, 2]), np.array([2, 2]), size=248
         ),
         _sequence("Slice", np.array([-1]), np.array([-(2**62)]), np.array([-2]), np.array([-2]), size=512),
+        _sequence("Slice", opset=9, starts=[9, -3], ends=[2**31, -1], axes=[1, 2], size=494),
         _sequence("Gather", np.array([-1, 0, 7]), axis=-2, size=12),
         _sequence("Expand", np.array([1, 256, 4])),
         _sequence("Einsum", equation="nic,njc->nij", size=256 * 256),

@@ -51,6 +51,15 @@ def narrow(kind: int, everything: bool) -> onnx.ModelProto:
         tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.elem_type = kind
+    # One slope as a constant, and a gate that is computed in float32.
+    slope = next(t for t in model.graph.initializer if t.name == "prelu1_slope")
+    model.graph.initializer.remove(slope)
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["prelu1_slope"], value=slope))
+    place, gate = next((i, n) for i, n in enumerate(model.graph.node) if n.name == "se_gate")
+    (name,) = gate.output
+    gate.input[0], gate.output[0] = "wide", "wide_gate"
+    model.graph.node.insert(place, helper.make_node("Cast", ["se_up"], ["wide"], to=TensorProto.FLOAT))
+    model.graph.node.insert(place + 2, helper.make_node("Cast", ["wide_gate"], [name], to=kind))
     return model
 
 

@@ -37,11 +37,16 @@ def features(model: onnx.ModelProto, name: str) -> torch.Tensor:
     return FrozenBackbone.from_onnx(model, preprocessing=TINY, features=name)(noise(3)).features
 
 
-@pytest.mark.parametrize("opset", [6, 7, 8])
-def test_statistics_per_position_are_applied(opset: int) -> None:
+@pytest.mark.parametrize(("opset", "ir_version"), [(6, 3), (6, 8), (7, 8), (8, 3), (8, 8)])
+def test_statistics_per_position_are_applied(opset: int, ir_version: int) -> None:
     scale, shift, mean, variance = (random(8, 16, 16, seed=i) for i in range(4))
     extra = {"is_test": 1} if opset < 7 else {}
     model = with_layer("BatchNormalization", [scale, shift, mean, variance], opset=opset, spatial=0, **extra)
+    if ir_version < 4:  # in which stored tensors are inputs as well
+        model.ir_version = ir_version
+        model.graph.input.extend(
+            helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer
+        )
     backbone = FrozenBackbone.from_onnx(model, preprocessing=TINY, features="layer")
     assert any("spatial=0" in message for message in backbone.repairs)
     x = features(model, "conv").numpy()

@@ -98,3 +98,30 @@ def test_implausible_input_ranges_are_reported_with_numbers() -> None:
 def test_the_request_for_preprocessing_states_what_the_graph_does() -> None:
     with pytest.raises(ModelError, match=r"0\.007812 x \+ -0\.9961 \(Sub, Mul\).*'raw'"):
         FrozenBackbone.from_onnx(normalising(*MXNET))
+
+
+def one_channel() -> onnx.ModelProto:
+    """A recogniser that normalises and uses the first of three channels."""
+    make = graphs.Maker(9)
+    cut = [make.stored(name, np.array([v])) for name, v in (("begin", 0), ("end", 1), ("axis", 1))]
+    x = make.node("Slice", ["image", *cut], "first")
+    x = make.node("Sub", [x, make.stored("mean", np.float32(127.5))], "centred")
+    x = make.conv(make.node("Div", [x, make.stored("std", np.float32(128.0))], "scaled"), "map", 1, 4)
+    make.dense(make.node("Flatten", [x], "flat", axis=1), "embedding", 4 * 256, 32)
+    return make.model(["embedding"])
+
+
+def test_normalising_one_channel_twice_is_refused() -> None:
+    assert FrozenBackbone.from_onnx(one_channel(), preprocessing=pixels(0.0, 1.0)).repairs == []
+    with pytest.raises(ModelError, match=r"computes 0\.007812 x \+ -0\.9961 \(Sub, Div\), .* -1\.004 and"):
+        FrozenBackbone.from_onnx(one_channel(), preprocessing=pixels(127.5, 127.5))
+
+
+@pytest.mark.parametrize("given", [pixels(0.0, 1.0), pixels(127.5, 127.5)])
+def test_first_layers_with_different_input_give_no_warning(given: Preprocessing) -> None:
+    """Nothing follows from the normalisation of one of two branches."""
+    make = graphs.Maker(9)
+    centred = make.node("Sub", ["image", make.stored("mean", np.float32(127.5))], "centred")
+    x = make.node("Add", [make.conv("image", "one", 3, 4), make.conv(centred, "other", 3, 4)], "map")
+    make.dense(make.node("Flatten", [x], "flat", axis=1), "embedding", 4 * 256, 32)
+    assert FrozenBackbone.from_onnx(make.model(["embedding"]), preprocessing=given).repairs == []

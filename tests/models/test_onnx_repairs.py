@@ -113,6 +113,48 @@ def test_names_that_are_not_utf8_are_refused(tiny_file: object) -> None:
         load_graph(model)
 
 
+@pytest.mark.parametrize(
+    ("attribute", "reason"),
+    [
+        ({"type": onnx.AttributeProto.STRING, "s": b"\xff"}, "can't decode byte 0xff"),
+        ({"type": onnx.AttributeProto.FLOAT, "ref_attr_name": "outer"}, "reference attribute"),
+    ],
+    ids=["text", "reference"],
+)
+def test_unreadable_attributes_are_refused_by_node(attribute: dict[str, object], reason: str) -> None:
+    model = graphs.iresnet()
+    norm = next(node for node in model.graph.node if node.name == "bn1")
+    norm.attribute.append(onnx.AttributeProto(name="note", **attribute))
+    with pytest.raises(ModelError, match=rf"\(node bn1\): an attribute cannot be read: .*{reason}"):
+        load_graph(model)
+
+
+@pytest.mark.parametrize("batch", ["n", 2])
+@pytest.mark.parametrize(
+    ("kind", "domain", "reason"),
+    [
+        ("Relu", "own", "inconsistent graph, shapes cannot be inferred: .*No opset import for domain own"),
+        ("Mystery", "", "onnxruntime rejects the graph: .*Mystery"),
+    ],
+    ids=["domain", "kind"],
+)
+def test_unknown_operations_are_refused_by_name(
+    batch: int | str, kind: str, domain: str, reason: str
+) -> None:
+    model = graphs.iresnet(batch=batch)
+    relu = next(n for n in model.graph.node if n.op_type == "Relu")
+    relu.op_type, relu.domain = kind, domain
+    with pytest.raises(ModelError, match=f"tiny: {reason}"):
+        FrozenBackbone.from_onnx(model, preprocessing=TINY)
+
+
+def test_an_operation_that_cannot_be_converted_from_an_old_opset_is_named() -> None:
+    make = graphs.Maker()
+    make.node("Mystery", ["image"], "result")
+    with pytest.raises(ModelError, match=r"opset 6 is too old and could not be converted: .*Mystery"):
+        load_graph(make.model(["result"], opset=6))
+
+
 @pytest.mark.parametrize("batch", [1, 4])
 def test_any_fixed_batch_is_made_dynamic(batch: int, tiny: FrozenBackbone) -> None:
     assert opened(graphs.iresnet(batch=batch), tiny, f"fixed batch of {batch}").engine == "torch"

@@ -158,3 +158,37 @@ def test_invalid_arguments_and_networks_are_refused(tiny: FrozenBackbone, small:
         RecogniserQuality(FrozenBackbone.from_module(Bare(), TINY)).grafiqs(noise(1))
     with pytest.raises(ModelError, match="no linear layer or convolution to which dropout could be applied"):
         RecogniserQuality(FrozenBackbone.from_module(Bare(), TINY)).ser_fiq(noise(1))
+
+
+class Reshaped(nn.Module):
+    """A dense layer whose result is given the number of images as its first dimension."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dense, self.dim = nn.Linear(3 * 16 * 16, 8), dim
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.dense(x.flatten(1)).reshape(len(x), self.dim), x
+
+
+class Counting(Reshaped):
+    """Results depend on the number of images, so that they are run one by one."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        embedding, x = super().forward(x)
+        return embedding + len(x), x
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (Reshaped(8), r"SER-FIQ cannot be computed: .*\[1, 8\].* invalid for input of size 800"),
+        (Reshaped(-1), "100 rows with dropout gave 1 embeddings; the last layers mix rows"),
+        (Counting(8), "its engine torch provides no gradients"),
+    ],
+    ids=["fixed", "inferred", "counted"],
+)
+def test_networks_that_count_the_images_have_no_ser_fiq(network: nn.Module, message: str) -> None:
+    backbone = FrozenBackbone.from_module(network, TINY)
+    with pytest.raises(ModelError, match=f"{type(network).__name__}: {message}"):
+        RecogniserQuality(backbone).ser_fiq(noise(1))

@@ -293,7 +293,7 @@ def filled(
 ) -> Module:
     """Build a module and load a file's tensors into it, converted to its dtypes; in evaluation mode.
 
-    The module is first built on torch's meta device: a size that does not match the file allocates no memory.
+    The module is built on torch's meta device: a size that does not match the file allocates no memory.
 
     Args:
         path: of the file, for messages.
@@ -322,10 +322,6 @@ def filled(
             if reference.is_floating_point() and not _is_finite(state[name]):
                 raise FileFormatError(path, f"NaN or infinite values in {name}.", DAMAGED)
     module.load_state_dict(state, assign=True)
-    # Buffers outside the state dictionary are still on the meta device: build the module again, with memory.
-    if any(buffer.is_meta for buffer in module.buffers()):
-        module = make()
-        module.load_state_dict(state)
     return module.eval()
 
 

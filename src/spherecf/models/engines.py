@@ -397,10 +397,8 @@ def _check_agreement(got: Result, expected: Result, tolerance: float) -> list[fl
     for role, value, truth in zip(("embedding", "map"), got, expected, strict=True):
         if value.shape != truth.shape:
             raise ModelError(f"the {role} has the shape {tuple(value.shape)}, expected {tuple(truth.shape)}")
-        if not torch.isfinite(truth).all():
-            raise ModelError(f"the {role} of an image of noise is not finite")
         difference = float((value.cpu() - truth.cpu()).abs().max() / truth.abs().max().clamp_min(1e-12))
-        if not difference <= tolerance:
+        if not difference <= tolerance:  # also if it is NaN, because one of them is not finite
             raise ModelError(f"the {role} differs by {difference:.1e} of its largest value")
         differences.append(difference)
     return differences

@@ -150,7 +150,7 @@ def _find_features(
             if _has_positions(name, producers, shapes, operands):
                 if _is_learned(name, producers):
                     return name
-                break
+                continue  # such as a pooled image that is joined to the embedding's features
             next_layer += [i for i in reads(node) if i in dependent and i not in visited]
             visited.update(reads(node))
         layer = next_layer
