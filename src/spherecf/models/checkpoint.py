@@ -132,8 +132,13 @@ def _unpickle(path: Path, content: str) -> Any:
 def _check_archive(path: Path) -> None:
     with ZipFile(path) as archive:
         unpacked = sum(info.file_size for info in archive.infolist())
-        if unpacked > _MAX_RATIO * path.stat().st_size + 2**20:  # torch does not compress its archives
-            raise ValueError("the archive expands to far more than its size")
+        if unpacked > _MAX_RATIO * path.stat().st_size + 2**20:
+            raise FileFormatError(
+                path,
+                f"expected a torch file, got an archive of {path.stat().st_size} bytes that expands to "
+                f"{unpacked}; torch does not compress its files.",
+                _SAVE_TENSORS,
+            )
         for info in archive.infolist():
             has_checksum = info.CRC != 0  # torch writes 0 if it was told not to compute checksums
             if not has_checksum:
