@@ -222,7 +222,7 @@ def test_fit_with_weights_equals_fit_with_repeated_samples():
 def test_fit_at_the_edges():
     same = unit(1, 5).expand(4, 5)
     assert VonMisesFisher.fit(same).concentration.isfinite()
-    assert VonMisesFisher.fit(torch.eye(3)[:1].expand(4, 3)).concentration == pytest.approx(2**24)
+    assert VonMisesFisher.fit(torch.eye(3)[:1].expand(4, 3)).concentration == pytest.approx(2**46)
     assert VonMisesFisher.fit(torch.eye(3)[:1]).mean_direction.tolist() == [1, 0, 0]
     opposite = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     nothing = VonMisesFisher.fit(opposite)
@@ -318,3 +318,100 @@ def test_uniforms_diverge_only_between_different_spheres():
 def test_a_batch_shape_that_is_none_is_refused():
     with pytest.raises(InputError, match="batch_shape: expected a tuple of integers"):
         HypersphericalUniform(3, batch_shape=4)
+
+
+@pytest.mark.parametrize("dim", [3, 512])
+@pytest.mark.parametrize("kappa", [1e2, 1e6, 1e8])
+def test_log_density_and_fit_are_accurate_in_float32(dim, kappa):
+    face = VonMisesFisher(unit(dim, dtype=torch.float32), torch.tensor(kappa))
+    torch.manual_seed(0)
+    z = face.sample((300,))
+    mu, directions = (normalize(v.double(), dim=-1) for v in (face.mean_direction, z))
+    exact = VonMisesFisher(mu, torch.tensor(kappa).double())
+    assert (face.log_prob(z) - exact.log_prob(directions)).abs().max() < 1e-3
+    assert (face.log_prob(face.mode) - exact.log_prob(mu)).abs() < 1e-3
+    estimate, wide = VonMisesFisher.fit(z), VonMisesFisher.fit(z.double())
+    assert float(estimate.concentration) == pytest.approx(float(wide.concentration), rel=1e-6)
+
+
+def test_derivatives_of_the_log_density_are_those_of_the_formula():
+    mu, z = (unit(3, seed=s).requires_grad_() for s in (0, 1))
+    kappa = torch.tensor(7.0, dtype=torch.float64)
+    of_mu, of_z = torch.autograd.grad(VonMisesFisher(mu, kappa, 2.0).log_prob(2 * z), (mu, z))
+    torch.testing.assert_close(of_mu, kappa * z.detach())
+    torch.testing.assert_close(of_z, kappa * mu.detach())
+
+
+@pytest.mark.parametrize("kappa", [1e155, 1e300])
+def test_very_large_kappas_in_float64_are_sampled(kappa):
+    face = VonMisesFisher(torch.tensor([0.0, 0.0, 1.0]).double(), torch.tensor(kappa, dtype=torch.float64))
+    torch.testing.assert_close(face.sample((5,)), face.mode.expand(5, 3))
+    assert float(face.entropy()) == pytest.approx(1 - math.log(kappa / (2 * math.pi)), rel=1e-12)
+
+
+def test_entropy_of_very_large_kappas_is_that_of_float64():
+    kappa = torch.tensor([1e17, 1e19, 1e26])
+    mu = unit(512, dtype=torch.float32)
+    wide = VonMisesFisher(unit(512), kappa.double()).entropy()
+    torch.testing.assert_close(VonMisesFisher(mu, kappa).entropy().double(), wide, rtol=1e-6, atol=0)
+
+
+def test_fit_has_finite_gradients_where_the_mean_is_zero():
+    value = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    estimate = VonMisesFisher.fit(value)
+    (gradient,) = torch.autograd.grad(estimate.concentration + estimate.mean_direction.sum(), value)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_the_uniform_log_density_of_half_precision_is_float32(half):
+    value = torch.eye(3, dtype=half)
+    log_density = HypersphericalUniform(3).log_prob(value)
+    assert log_density.dtype == torch.float32
+    torch.testing.assert_close(log_density, torch.full((3,), -math.log(4 * math.pi)))
+
+
+def test_divergences_have_the_common_batch_shape():
+    axes = torch.eye(3)
+
+    def both(shape):
+        mu = axes[0].expand(*shape, 3)
+        return VonMisesFisher(mu, torch.tensor(2.0)), HypersphericalUniform(3, batch_shape=shape)
+
+    for p in both((2,)):
+        for q in both((4, 1)):
+            assert kl_divergence(p, q).shape == kl_divergence(q, p).shape == (4, 2)
+        for q in both((3,)):
+            with pytest.raises(InputError, match=r"batch shapes \(2,\) and \(3,\) do not broadcast"):
+                kl_divergence(p, q)
+
+
+def test_parameters_on_different_devices_are_refused():
+    with pytest.raises(InputError, match="mean_direction is on meta, concentration is on cpu"):
+        VonMisesFisher(torch.eye(3, device="meta"), torch.tensor(1.0))
+
+
+def test_many_samples_of_one_distribution_are_drawn_in_blocks(monkeypatch):
+    from spherecf.vmf import distributions
+
+    sizes = []
+    invert = distributions._invert
+    monkeypatch.setattr(distributions, "_BLOCK", 1 << 10)
+    monkeypatch.setattr(
+        distributions, "_invert", lambda k, u, dim: sizes.append(u.numel()) or invert(k, u, dim)
+    )
+    kappa = torch.tensor([5.0, 50.0], requires_grad=True)
+    torch.manual_seed(0)
+    blocks = VonMisesFisher(torch.eye(3)[:2], kappa).rsample((1000,))
+    (gradient,) = torch.autograd.grad(blocks[..., 0].sum(), kappa)
+    assert max(sizes) <= 256
+    monkeypatch.undo()
+    torch.manual_seed(0)
+    whole = VonMisesFisher(torch.eye(3)[:2], kappa).rsample((1000,))
+    torch.testing.assert_close(blocks, whole)
+    torch.testing.assert_close(gradient, torch.autograd.grad(whole[..., 0].sum(), kappa)[0])
+
+
+def test_the_uniform_describes_itself():
+    text = repr(HypersphericalUniform(3, 64.0, (2,)))
+    assert text == "HypersphericalUniform(dim=3, radius=64, batch_shape=(2,))"

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 from fractions import Fraction
+from inspect import unwrap
 
 import mpmath as mp
 import pytest
@@ -323,3 +324,35 @@ def test_compiles_without_graph_breaks():
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@BOTH
+@pytest.mark.parametrize("order", [0, 0.5, 3, 255])
+def test_scaled_functions_beyond_the_range_of_squares_follow_their_asymptotes(dtype, order):
+    limit = 1e18 if dtype == torch.float32 else 1e150
+    x = torch.tensor([0.5, 1.5, 1e3, 1e12, 1e20], dtype=dtype) * limit
+    wide = x.double()
+    half_log = 0.5 * torch.log(2 * math.pi * wide)
+    torch.testing.assert_close(
+        log_bessel_i(order, x, scaled=True).double(), -half_log, rtol=1e-6, atol=max(1, order) * 1e-5
+    )
+    assert log_bessel_i(order, torch.tensor(torch.inf, dtype=dtype), scaled=True) == -torch.inf
+    dim = round(2 * order + 2)
+    c = log_normalizer_scaled(x, dim).double()
+    expected = (dim - 1) * torch.log(wide) / 2 - (dim - 1) * math.log(2 * math.pi) / 2
+    torch.testing.assert_close(c, expected, rtol=1e-6, atol=1e-6)
+    complement = mean_resultant_complement(x, dim).double()
+    torch.testing.assert_close(complement, (dim - 1) / 2 / wide, rtol=1e-6, atol=0)
+    gradient = torch.func.vmap(torch.func.grad(lambda k: log_normalizer_scaled(k, dim)))(x)
+    torch.testing.assert_close(gradient.double(), complement, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("order", ["2", None, [1], 2j, 1e306, torch.ones(2)])
+def test_an_order_that_is_no_number_in_range_is_refused(order):
+    with pytest.raises(InputError, match="log_bessel_i: expected a finite order"):
+        unwrap(log_bessel_i)(order, torch.ones(1))  # the test suite checks types at calls
+
+
+def test_a_dimension_beyond_the_floats_is_refused():
+    with pytest.raises(InputError, match="expected dim"):
+        log_normalizer(torch.ones(1), 10**400)

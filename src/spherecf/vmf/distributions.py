@@ -117,7 +117,9 @@ class HypersphericalUniform(Distribution):
         """The constant log C_d(0) - d log r."""
         z = checked_value(self, as_tensor(value, "value"))
         shape = broadcast_shapes(z.shape[:-1], self.batch_shape)
-        return torch.full(shape, -self._entropy, dtype=z.dtype, device=z.device)
+        # As in `VonMisesFisher`, half precision gives float32: it has too few digits for a log density.
+        dtype = torch.promote_types(z.dtype, torch.float32)
+        return torch.full(shape, -self._entropy, dtype=dtype, device=z.device)
 
     def entropy(self) -> Float[Tensor, "*shape"]:
         """-E[log_prob] = -log C_d(0) + d log r."""
@@ -138,6 +140,10 @@ class HypersphericalUniform(Distribution):
         """The same distribution with another batch shape."""
         shape = checked_shape(batch_shape, "batch_shape")
         return type(self)(self.dim, self.radius, shape, self._validate_args)
+
+    def __repr__(self) -> str:
+        shape = f", batch_shape={tuple(self.batch_shape)}" if self.batch_shape else ""
+        return f"HypersphericalUniform(dim={self.dim}, radius={self.radius:g}{shape})"
 
 
 def checked_value(distribution: Any, value: Tensor) -> Tensor:
@@ -226,6 +232,11 @@ class VonMisesFisher(Distribution):
         kappa = widen(concentration, "concentration")
         if mu.ndim < 1 or mu.shape[-1] < 2:
             raise InputError(f"mean_direction: expected (*batch, dim) with dim >= 2, got {tuple(mu.shape)}.")
+        if mu.device != kappa.device:
+            raise InputError(
+                f"mean_direction is on {mu.device}, concentration is on {kappa.device}; move them to the same "
+                "device"
+            )
         batch_shape = _batch_shape(mu.shape[:-1], kappa.shape)
         rounded = _is_half(mean_direction)
         if validate_args is not False:
@@ -269,8 +280,13 @@ class VonMisesFisher(Distribution):
     def log_prob(self, value: Float[AnyArray, "*value dim"]) -> Float[Tensor, "*out"]:
         """log C_d(kappa) + kappa mu^T z / r - d log r; ``value`` broadcasts with the batch."""
         z = checked_value(self, as_tensor(value, "value"))
-        cosine = (self.mean_direction * z).sum(-1) / self.radius  # (*out)
-        return self._log_peak() - self.concentration * (1 - cosine)
+        mu, z = self.mean_direction, z / self.radius
+        deficit = 1 - (mu * z).sum(-1)  # (*out)
+        # The same without the rounding of the cosine and of unit lengths, which kappa would amplify; the
+        # derivatives are those of the cosine.
+        exact = 0.5 * ((mu - z).square().sum(-1) + _missing_square(mu) + _missing_square(z))
+        deficit = deficit + (exact - deficit).detach()
+        return self._log_peak() - self.concentration * deficit
 
     def entropy(self) -> Float[Tensor, "*batch"]:
         """-E[log_prob] = -log C_d(kappa) - kappa A_d(kappa) + d log r."""
@@ -323,7 +339,8 @@ class VonMisesFisher(Distribution):
         """The maximum likelihood estimate from (weighted) samples.
 
         mu is the direction of the samples' mean m, and kappa solves A_d(kappa) = |m| / r. If all samples
-        coincide, the likelihood has no maximum; kappa is capped at its value for the largest float below 1.
+        coincide, the likelihood has no maximum; kappa is capped where 1 - A_d(kappa) is 1.4e-14 (float32) or
+        1.1e-16 (float64), which directions of that type resolve. Sums are in float64.
         If the mean is exactly zero, kappa is 0 and mu the first axis.
 
         Args:
@@ -352,15 +369,24 @@ class VonMisesFisher(Distribution):
         valid = (w >= 0).all(-1, keepdim=True) & (total > 0) & (total < torch.inf)
         if values_known(valid) and not bool(valid.all()):
             raise InputError("fit: weights must be >= 0, finite, not NaN, and not all 0.")
-        z = torch.nn.functional.normalize(z, dim=-1)  # an error of a length would count as one of 1 - A_d
-        mean = (z * (w / total).unsqueeze(-1)).sum(-2)  # (*batch, dim)
+        # In float64: an error of a length or of a sum would count as one of 1 - A_d, however small that is.
+        wide = torch.nn.functional.normalize(z.double(), dim=-1)
+        mean = (wide * (w.double() / total.double()).unsqueeze(-1)).sum(-2)  # (*batch, dim)
         rho = mean.norm(dim=-1)  # (*batch)
-        first_axis = torch.eye(1, z.shape[-1], dtype=z.dtype, device=z.device)[0]
-        mu = torch.where(
-            rho.unsqueeze(-1) > 0, torch.nn.functional.normalize(mean, dim=-1, eps=0), first_axis
+        first_axis = torch.eye(1, z.shape[-1], dtype=wide.dtype, device=z.device)[0]
+        # The quotient is not computed for a zero mean: its derivative would be NaN.
+        mu = torch.nn.functional.normalize(
+            torch.where(rho.unsqueeze(-1) > 0, mean, first_axis), dim=-1, eps=0
         )
-        below_one = 1 - torch.finfo(z.dtype).eps / 2
-        return cls(mu, inverse_mean_resultant_length(rho.clamp(max=below_one), z.shape[-1]), radius)
+        below_one = 1 - max(torch.finfo(z.dtype).eps ** 2, torch.finfo(wide.dtype).eps / 2)
+        kappa = inverse_mean_resultant_length(rho.clamp(max=below_one), z.shape[-1])
+        return cls(mu.to(z.dtype), kappa.to(z.dtype), radius)
+
+
+def _missing_square(vectors: Tensor) -> Tensor:
+    """1 - |v|^2 of each vector, and 0 where that is within the rounding of a unit vector."""
+    missing = 1 - vectors.square().sum(-1)
+    return torch.where(missing.abs() <= 8 * torch.finfo(vectors.dtype).eps, 0, missing)
 
 
 def _is_half(values: AnyArray) -> bool:
@@ -383,49 +409,55 @@ def _batch_shape(directions: torch.Size, kappa: torch.Size) -> torch.Size:
 @_register(VonMisesFisher, VonMisesFisher)
 def _kl_vmf_vmf(p: VonMisesFisher, q: VonMisesFisher) -> Tensor:
     """log C(k_p) - log C(k_q) + A(k_p) (k_p - k_q cos), by way of c(k) = log C(k) + k, 1 - A and 1 - cos."""
-    _check_same_sphere(p, q)
+    shape = _check_same_sphere(p, q)
     complement = mean_resultant_complement(p.concentration, p.dim)  # 1 - A_d(kappa_p)
     one_minus_cosine = 0.5 * (p.mean_direction - q.mean_direction).square().sum(-1)  # without cancellation
     peaks = [log_normalizer_relative(v.concentration, v.dim, scaled=True) for v in (p, q)]
     # 1 - A_d(kappa_p) cos, which is 1 minus the expected cosine of a sample of p to the mode of q
     expected_deficit = complement + one_minus_cosine - complement * one_minus_cosine
-    return peaks[0] - peaks[1] + q.concentration * expected_deficit - p.concentration * complement
+    divergence = peaks[0] - peaks[1] + q.concentration * expected_deficit - p.concentration * complement
+    return divergence.expand(shape)
 
 
 @_register(VonMisesFisher, HypersphericalUniform)
 def _kl_vmf_uniform(p: VonMisesFisher, q: HypersphericalUniform) -> Tensor:
     """log C(k) - log C(0) + k A(k)."""
-    _check_same_sphere(p, q)
+    shape = _check_same_sphere(p, q)
     kappa, dim = p.concentration, p.dim
     # Two equal expressions: the first loses digits where kappa is large, the second where it is small.
     plain = log_normalizer_relative(kappa, dim, False) + kappa * mean_resultant_length(kappa, dim)
     scaled = log_normalizer_relative(kappa, dim, True) - kappa * mean_resultant_complement(kappa, dim)
-    return torch.where(kappa < dim, plain, scaled)
+    return torch.where(kappa < dim, plain, scaled).expand(shape)
 
 
 @_register(HypersphericalUniform, VonMisesFisher)
 def _kl_uniform_vmf(p: HypersphericalUniform, q: VonMisesFisher) -> Tensor:
     """log C(0) - log C(k): the expected cosine of a uniform sample is 0."""
-    _check_same_sphere(p, q)
-    return -log_normalizer_relative(q.concentration, q.dim, scaled=False).expand(
-        broadcast_shapes(p.batch_shape, q.batch_shape)
-    )
+    shape = _check_same_sphere(p, q)
+    return -log_normalizer_relative(q.concentration, q.dim, scaled=False).expand(shape)
 
 
 @_register(HypersphericalUniform, HypersphericalUniform)
 def _kl_uniform_uniform(p: HypersphericalUniform, q: HypersphericalUniform) -> Tensor:
-    _check_same_sphere(p, q)
-    return torch.zeros(broadcast_shapes(p.batch_shape, q.batch_shape))
+    return torch.zeros(_check_same_sphere(p, q))
 
 
 def _check_same_sphere(
     p: VonMisesFisher | HypersphericalUniform, q: VonMisesFisher | HypersphericalUniform
-) -> None:
+) -> torch.Size:
+    """The common batch shape of two distributions, which must be on the same sphere."""
     if (p.dim, p.radius) != (q.dim, q.radius):
         raise InputError(
             f"kl_divergence: expected two distributions on the same sphere, got dim {p.dim}, "
             f"radius {p.radius} and dim {q.dim}, radius {q.radius}."
         )
+    try:
+        return broadcast_shapes(p.batch_shape, q.batch_shape)
+    except RuntimeError as error:
+        raise InputError(
+            f"kl_divergence: the batch shapes {tuple(p.batch_shape)} and {tuple(q.batch_shape)} do not "
+            "broadcast."
+        ) from error
 
 
 _CELLS = 40  # of the quadrature, half a standard deviation each
@@ -441,7 +473,8 @@ def draw_angles(kappa: Tensor, dim: int, sample_shape: torch.Size) -> Tensor:
     """Random angles to the mean direction, float64 of shape (*sample_shape, *kappa.shape)."""
     count = prod(sample_shape)
     uniform = torch.rand(kappa.numel(), count, dtype=torch.float64, device=kappa.device)
-    angles, _ = _draw(kappa.double().reshape(-1), uniform, dim)
+    # Beyond 1e150, where squares overflow, the angle is 0 to rounding.
+    angles, _ = _draw(kappa.double().clamp(max=1e150).reshape(-1), uniform, dim)
     return angles.T.reshape(sample_shape + kappa.shape)
 
 
@@ -450,10 +483,13 @@ class _InverseDistribution(torch.autograd.Function):
 
     @staticmethod
     def forward(kappa: Tensor, uniform: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        rows = max(1, _BLOCK // (len(_NODES) * max(_CELLS, uniform.shape[1])))
-        pairs = zip(torch.split(kappa, rows), torch.split(uniform, rows), strict=True)
-        blocks = [_invert(k, u, dim) for k, u in pairs]
-        angles, slopes = (torch.cat(block) for block in zip(*blocks, strict=True))
+        angles, slopes = torch.empty_like(uniform), torch.empty_like(uniform)
+        columns = max(1, min(uniform.shape[1], _BLOCK // len(_NODES)))
+        rows = max(1, _BLOCK // (len(_NODES) * max(_CELLS, columns)))
+        for first in range(0, len(kappa), rows):
+            for start in range(0, uniform.shape[1], columns):
+                block = slice(first, first + rows), slice(start, start + columns)
+                angles[block], slopes[block] = _invert(kappa[block[0]], uniform[block], dim)
         return angles, slopes
 
     @staticmethod

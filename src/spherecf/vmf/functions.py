@@ -8,7 +8,7 @@ Values and gradients are finite for every finite argument >= 0, except log I_ord
 torch.compile and the transforms of torch.func (vmap, grad, jacfwd, ...) work on all of them.
 """
 
-from math import inf, isfinite, lgamma, log, pi
+from math import inf, lgamma, log, nan, pi
 from operator import index
 from typing import Any
 
@@ -22,6 +22,7 @@ from spherecf.errors import InputError
 from spherecf.vmf.kernels import Form, evaluate, ratio_slope
 
 _DIM_TYPES = (int, float, np.integer)
+_MAX_SIZE = 2**53  # of a dim or an order: beyond it floats do not hold every integer
 
 
 def log_bessel_i(
@@ -38,22 +39,33 @@ def log_bessel_i(
         scaled: return log(exp(-x) I_order(x)), which stays accurate for large x.
 
     Raises:
-        InputError: the order is negative or not finite, or x is not a tensor or array of floats.
+        InputError: the order is not one number from 0 to 2^53, or x is not a tensor or array of floats.
 
     Example:
         >>> log_bessel_i(0.5, torch.tensor([1.0], dtype=torch.float64))  # log(sqrt(2 / pi) sinh 1)
         tensor([-0.0644], dtype=torch.float64)
     """
-    if not (isfinite(order) and order >= 0):
-        raise InputError(
-            f"log_bessel_i: expected a finite order >= 0, got {order}. Pass dim / 2 - 1 for log C_d."
-        )
-    order, z = float(order), widen(x, "x")
+    order, z = _checked_order(order), widen(x, "x")
     # The logarithm of I_order(x) over its leading term (x / 2)^order / Gamma(order + 1) at 0.
-    relative = -_log_relative(z, order, Form.SCALED if scaled else Form.PLAIN)
-    return match_input_type(
-        relative if order == 0 else relative + (order * torch.log(0.5 * z) - lgamma(order + 1)), x
-    )
+    result = -_log_relative(z, order, Form.SCALED if scaled else Form.PLAIN)
+    if order:
+        result = result + (order * torch.log(0.5 * z) - lgamma(order + 1))
+        if scaled:
+            result = torch.where(z == inf, -inf, result)  # not the difference of two infinite terms
+    return match_input_type(result, x)
+
+
+def _checked_order(order: Any) -> float:
+    try:
+        value = nan if isinstance(order, str) else float(order)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        value = nan
+    if not 0 <= value <= _MAX_SIZE:
+        raise InputError(
+            f"log_bessel_i: expected a finite order >= 0, at most 2^53, got {order!r}. Pass dim / 2 - 1 for "
+            "log C_d."
+        )
+    return value
 
 
 def log_normalizer(kappa: Float[Array, "*batch"], dim: int) -> Float[Array, "*batch"]:
@@ -83,8 +95,8 @@ def log_normalizer_scaled(kappa: Float[Array, "*batch"], dim: int) -> Float[Arra
     """c(kappa) = log C_d(kappa) + kappa, the slowly varying part of log C_d; derivative 1 - A_d(kappa).
 
     It is computed directly, without the cancellation of the sum, so its absolute error is a few roundings of
-    c itself. The mutual likelihood score (Li et al., CVPR 2021, eq. 13) needs this accuracy in float32. c
-    grows like (d-1)/2 log kappa up to kappa = 1e18 (float32) or 1e150 (float64) and is constant beyond.
+    c itself. The mutual likelihood score (Li et al., CVPR 2021, eq. 13) needs this accuracy in float32. For
+    large kappa, c grows like (d-1)/2 log kappa.
 
     Args:
         kappa, dim: as in `log_normalizer`, with the same errors.
@@ -304,7 +316,7 @@ def bessel_order(dim: Any) -> float:
         InputError: ``dim`` is not an integer >= 2; a float such as 512.0 counts as one.
     """
     is_number = isinstance(dim, _DIM_TYPES) and not isinstance(dim, bool)
-    if not (is_number and 2 <= dim < inf and int(dim) == dim):
+    if not (is_number and 2 <= dim <= _MAX_SIZE and int(dim) == dim):
         raise InputError(f"expected dim, the number of coordinates, as an integer >= 2; got {dim!r}.")
     return index(int(dim)) / 2 - 1  # torch.compile takes an index as a constant, a new one for each dim
 

@@ -76,7 +76,7 @@ def _evaluate(  # type: ignore[no-untyped-def]
     sine = u * t
     half = _divide(one, t + 1.0)
     r = sine * half
-    growth = u * r  # (s - mu) / mu
+    growth = _divide(argument, mu) * r if SCALED else u * r  # (s - mu) / mu
     # log1p(q): the rounding error of 1 + q is added back to the logarithm to first order.
     q = growth * 0.5
     one_plus_q = q + 1.0
@@ -108,6 +108,8 @@ def _evaluate(  # type: ignore[no-untyped-def]
         log_value -= tl.log(product)
         if not SCALED:
             derivative = -ratio
+    if SCALED:
+        derivative = tl.where(argument > z, derivative * _divide(z, argument), derivative)
     outside = (argument >= 0.0) == 0  # negative or NaN
     tl.store(value + offsets, tl.where(outside, float("nan"), log_value), mask=mask)
     if WITH_SLOPE:

@@ -174,7 +174,8 @@ def _floats(polynomial: _Polynomial) -> tuple[float, ...]:
 
 
 _CHUNK = 32768  # elements per pass in eager mode on the CPU, so that the intermediates stay in the cache
-# Larger arguments are clamped, because u^2 would overflow; R is 1 to rounding there.
+# Larger arguments are clamped, because u^2 would overflow; R is 1 to rounding there, and log g + x and 1 - R
+# are continued by their asymptotes.
 MAX_ARGUMENT = {torch.float32: 1e18, torch.float64: 1e150}
 
 
@@ -237,7 +238,9 @@ def _evaluate(
     sine = u * t
     half = (t + 1).reciprocal_()  # 1 / (1 + t), 1/2 at x = 0
     r = sine * half
-    growth = u * r  # (s - mu) / mu = 2 q
+    x = None if excess is None else z + excess
+    # (s - mu) / mu = 2 q. In the scaled form only the logarithm needs it, so it need not be clamped.
+    growth = x * (1 / plan.mu) * r if scaled and x is not None else u * r
     log_value = torch.log1p(growth * 0.5).mul_(plan.order + 0.5).sub_(_fast_horner(sine * r, plan.log_series))
 
     slope = r
@@ -266,6 +269,8 @@ def _evaluate(
                 complement = (2 * k - z * complement) / b
         log_value.sub_(product.log())
         slope = complement if scaled else ratio.neg()
+    if scaled and x is not None:
+        slope = torch.where(x > z, slope * (z / x), slope)  # 1 - R falls like 1 / x
     return log_value, slope
 
 
