@@ -234,8 +234,8 @@ class VonMisesFisher(Distribution):
             raise InputError(f"mean_direction: expected (*batch, dim) with dim >= 2, got {tuple(mu.shape)}.")
         if mu.device != kappa.device:
             raise InputError(
-                f"mean_direction is on {mu.device}, concentration is on {kappa.device}; move them to the same "
-                "device"
+                f"mean_direction is on {mu.device}, concentration is on {kappa.device}; move them to the "
+                "same device"
             )
         batch_shape = _batch_shape(mu.shape[:-1], kappa.shape)
         rounded = _is_half(mean_direction)
