@@ -31,6 +31,11 @@ def test_reports_a_match_with_its_error_rates() -> None:
     assert "MATCH: at most 1 in 100 pairs of different people" in summary and "likelihood ratio" in summary
 
 
+def test_a_photo_compared_with_itself_is_noted() -> None:
+    _, summary = run(ANNA, ANNA)
+    assert "a match is meaningless" in summary
+
+
 def test_compares_the_pairs_of_a_table(tmp_path: Path) -> None:
     wall = tmp_path / "wall.pgm"
     wall.write_bytes(b"P5 90 90 255 " + bytes(8100))

@@ -5,12 +5,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from spherecf.cli import app
+from spherecf.cli.gallery import _test_rules
 from spherecf.data import orl_faces
 from spherecf.errors import InputError
+from spherecf.gallery import Gallery
 
 RUNNER = CliRunner()
 PEOPLE = orl_faces().root
@@ -87,6 +90,14 @@ def test_wrong_usage_is_refused(people: Path, tmp_path: Path) -> None:
         run("enrol", path, "--folders", people / "s1")
 
 
+def test_a_gallery_without_calibration_has_no_rules_to_test() -> None:
+    with Gallery.open(":memory:", model="m" * 64, dim=4, radius=1.0) as gallery:
+        gallery.enrol("anna", np.eye(4, dtype=np.float32)[:1], [9.0], media=["a"], sources=["a.jpg"])
+        assert _test_rules(gallery, 10) == (
+            None, "the model is not calibrated, so there are no rules to check"
+        )  # fmt: skip
+
+
 def test_info_tests_the_rules_on_the_members(tmp_path: Path) -> None:
     for person in range(1, 23):
         (tmp_path / "people" / f"s{person}").mkdir(parents=True)
@@ -105,3 +116,10 @@ def test_info_tests_the_rules_on_the_members(tmp_path: Path) -> None:
     assert facts["members"] is None and "at least 20 members, got 10" in messages
     (facts,), messages = run("info", tmp_path / "gallery", "--members", "0")
     assert facts["members"] is None and facts["members_untested"] is None
+    # One person under two names
+    (tmp_path / "again" / "also s1").mkdir(parents=True)
+    shutil.copy(PEOPLE / "s1" / "3.pgm", tmp_path / "again" / "also s1")
+    _, messages = run("enrol", tmp_path / "gallery", "--folders", tmp_path / "again")
+    assert "resembles s1" in " ".join(messages.split())
+    _, messages = run("info", tmp_path / "gallery")
+    assert "s1 and also s1 look alike" in " ".join(messages.split())

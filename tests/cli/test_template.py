@@ -36,12 +36,14 @@ def run(*arguments: str) -> tuple[dict, str]:
 
 
 def test_a_stranger_is_reported_and_excluded(anna: Path, tmp_path: Path) -> None:
+    shutil.copy(anna / "1.pgm", anna / "2 again.pgm")
     line, messages = run(str(anna))
-    assert [photo["stranger"] for photo in line["photos"]] == [False] * 4 + [True]
+    assert [photo["stranger"] for photo in line["photos"]] == [False] * 5 + [True]
     assert "different person?" in messages and "not photos: 1" in messages
+    assert "duplicate of" in " ".join(messages.split())
     out = tmp_path / "anna.safetensors"
     line, _ = run(str(anna), "--exclude-strangers", "--out", str(out))
-    assert len(line["pooled"]) == 4 and line["written"] == str(out)
+    assert len(line["pooled"]) == 5 and line["written"] == str(out)
     saved = Embeddings.load(out)
     assert saved.keys == ["anna"] and saved.kappa[0] == pytest.approx(line["kappa"], rel=1e-5)
     assert set(saved.provenance) >= {"model", "backbone", "radius", "pooled", "environment"}

@@ -1,5 +1,7 @@
 """Tables and plots of risk-controlled recognition show the numbers of the report."""
 
+from dataclasses import replace
+
 import pytest
 from tests.reference.open_world import open_world
 
@@ -24,6 +26,11 @@ def test_rows_contain_their_values_and_signatures(report: RejectionReport) -> No
     )
     assert any("FPIR 0.01 needs at least 100 non-mated probes" in note for note in section.notes)
     assert any("missing from these probes: norm, precision" in note for note in section.notes)
+    lost = replace(report, counts=report.counts | {"failed_gallery": 1, "failed_probes": 4})
+    assert any(
+        note.startswith("1 gallery templates have no embedded image; 4 probes were not")
+        for note in rejection_section(lost).notes
+    )
     assert [row[0] for row in prr.rows] == [entry.confidence for entry in report.prr]
     row = prr.rows[[entry.confidence for entry in report.prr].index("mprisk")]
     entry = report.at("mprisk", 0.2)

@@ -7,7 +7,7 @@ from scores_mpmath import mutual_likelihood
 from torch import Tensor
 
 from spherecf.errors import InputError
-from spherecf.scoring import cosine_score, mutual_likelihood_score
+from spherecf.scoring import cosine_score, mutual_likelihood_matrix, mutual_likelihood_score
 
 
 class TestCosine(ScorerConformance):
@@ -80,6 +80,17 @@ def test_broadcasts_one_against_many() -> None:
 def test_half_types_are_widened() -> None:
     mu, kappa = directions(3, 8), torch.tensor([1.0, 2.0, 3.0])
     assert mutual_likelihood_score(mu.half(), kappa.half(), mu.half(), kappa.half()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_rounded_lengths_of_half_types_are_no_angles(half: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    mu = torch.nn.functional.normalize(torch.randn(40, 512, generator=generator), dim=-1).to(half)
+    kappa = torch.full((40,), 3000.0)
+    unit = torch.nn.functional.normalize(mu.float(), dim=-1)
+    assert cosine_score(mu, mu) == pytest.approx(1, abs=1e-6)
+    for function in (mutual_likelihood_score, mutual_likelihood_matrix):
+        assert function(mu, kappa, mu, kappa) == pytest.approx(function(unit, kappa, unit, kappa), abs=1e-3)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])

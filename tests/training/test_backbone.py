@@ -61,6 +61,16 @@ def test_several_ranks_give_the_loss_curve_of_one(
     )  # fmt: skip
 
 
+def test_micro_batches_on_several_ranks_give_the_loss_curve_of_one(tmp_path: Path) -> None:
+    changes = {"engine": {"accumulate": 2}}
+    expected = train_backbone(images(), tmp_path / "one", config(**changes)).history
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "config.json").write_text(json.dumps(changes))
+    run("backbone", tmp_path / "two", 2)
+    losses = [metrics["train_loss"] for metrics in history(tmp_path / "two")]
+    np.testing.assert_allclose(losses, [metrics["train_loss"] for metrics in expected], rtol=2e-3)
+
+
 @pytest.mark.parametrize("step", [1, 3, 6])
 def test_ctrl_c_within_an_epoch_loses_no_step(
     tmp_path: Path, single_run: tuple[Path, TrainedBackbone], monkeypatch: pytest.MonkeyPatch, step: int

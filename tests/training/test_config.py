@@ -159,3 +159,5 @@ def test_a_plateau_of_a_negative_loss_is_one_of_the_held_out_identities() -> Non
     history = [{"held_out_loss": loss, "train_loss": -next(train_loss)} for loss in held_out]
     assert [lr_factor(plateau, 9, 8.0, history[:n]) for n in range(6)] == [1.0, 1.0, 1.0, 0.5, 0.5, 0.5]
     assert lr_factor(plateau, 9, 2.0, history) == 0.25  # halfway through the warm-up
+    constant = ScheduleSettings("constant", warmup=4)
+    assert [lr_factor(constant, 9, progress) for progress in (2.0, 4.0, 8.9)] == [0.5, 1.0, 1.0]

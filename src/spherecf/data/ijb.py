@@ -138,12 +138,11 @@ class Contradiction(InputError):
 
 
 def _find_problems(meta: IjbMeta) -> Iterator[Problem]:
-    """Yield everything that `IjbMeta` rejects, in the order of the checks."""
+    """Yield what `IjbMeta` rejects, in the order of the checks; valid up to the first problem."""
     lengths = {len(meta.files), len(meta.templates), len(meta.media)}
     lengths |= {len(c) for c in (meta.detector_score, meta.points) if c is not None}
     if len(lengths) != 1 or not len(meta.files):
         yield Problem("entries", 0, f"expected columns of equal length, at least 1, got {sorted(lengths)}")
-        return
     seen: dict[tuple[str, int], int] = {}
     for row, entry in enumerate(zip(meta.files, meta.templates.tolist())):
         if seen.setdefault(entry, row) != row:
@@ -164,7 +163,6 @@ def _pair_problems(pairs: TemplatePairs, template_ids: Int64[np.ndarray, " t"]) 
     if not len(pairs.left) == len(pairs.right) == len(pairs.mated) or not len(pairs.mated):
         sizes = [len(column) for column in pairs]
         yield Problem("pairs", 0, f"expected three columns of equal length, at least 1, got {sizes}")
-        return
     for side in (pairs.left, pairs.right):
         unknown = np.flatnonzero(~np.isin(side, template_ids))
         if unknown.size:
@@ -174,7 +172,6 @@ def _pair_problems(pairs: TemplatePairs, template_ids: Int64[np.ndarray, " t"]) 
     if mated in (0, len(pairs.mated)):
         counts = f"{mated} mated and {len(pairs.mated) - mated} non-mated pairs"
         yield Problem("pairs", 0, f"{counts}; error rates need both kinds")
-        return
     codes = pair_codes(pairs)
     same = np.sort(codes[pairs.mated])  # the mated pairs are few, so search for all pairs among them
     nearest = np.minimum(np.searchsorted(same, codes), same.size - 1)

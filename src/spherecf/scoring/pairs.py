@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from spherecf.common.arrays import (
     SCORE_TOLERANCE,
@@ -27,7 +28,7 @@ from spherecf.vmf import log_normalizer_scaled, product_concentration
 def directions(ndim: int | None = None, *, on_gpu: bool = True, **given: Any) -> list[Tensor]:
     """The arguments ``given`` as tensors of unit directions, checked, in their order.
 
-    Values are checked if they are known (`values_known`).
+    Values are checked if they are known (`values_known`). Half precision becomes float32 of unit length.
 
     Args:
         ndim: required number of axes, or None for any.
@@ -48,9 +49,10 @@ def directions(ndim: int | None = None, *, on_gpu: bool = True, **given: Any) ->
     if len(set(dims.values())) > 1:
         listed = ", ".join(f"{name} has dimension {dim}" for name, dim in dims.items())
         raise InputError(f"{listed}; both must come from the same recogniser")
-    if on_gpu:
-        check_on_gpu(tensors, {})
-    return list(tensors.values())
+    half = {name: mu for name, mu in tensors.items() if mu.dtype in (torch.float16, torch.bfloat16)}
+    check_on_gpu(tensors if on_gpu else half, {})
+    # bfloat16 rounds a length by up to 0.4 %, which would count as an angle.
+    return [normalize(mu.float(), dim=-1) if name in half else mu for name, mu in tensors.items()]
 
 
 def check_on_gpu(mu: dict[str, Tensor], kappa: dict[str, Tensor]) -> None:
