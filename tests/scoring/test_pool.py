@@ -1,5 +1,7 @@
 """Pooling against a plain loop, and groups that cannot be pooled."""
 
+from inspect import unwrap
+
 import pytest
 import torch
 from scorers import directions
@@ -119,3 +121,14 @@ def test_the_norm_of_the_sum_neither_overflows_nor_vanishes(kappa: float) -> Non
     pooled = pool(torch.eye(2), torch.full((2,), kappa), torch.zeros(2, dtype=torch.int64))
     torch.testing.assert_close(pooled.mu, torch.full((1, 2), 0.5**0.5))
     assert float(pooled.kappa) == pytest.approx(kappa * 2**0.5)
+
+
+@pytest.mark.parametrize("ids", [torch.tensor(1), torch.tensor([[0, 1]])])
+def test_ids_of_another_number_of_axes_are_refused(ids: torch.Tensor) -> None:
+    with pytest.raises(InputError, match="ids: expected one axis"):
+        unwrap(pool)(torch.eye(2), torch.ones(2), torch.tensor([0, 1]), ids=ids)
+
+
+def test_unsigned_ids_beyond_int64_are_refused() -> None:
+    with pytest.raises(InputError, match=r"groups: expected integers below 2\^63, got 9223372036854775813"):
+        unwrap(pool)(torch.eye(2), torch.ones(2), torch.tensor([0, 2**63 + 5], dtype=torch.uint64))

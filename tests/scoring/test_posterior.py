@@ -158,3 +158,11 @@ def test_mean_cosines_without_a_kappa_are_refused() -> None:
             mean_cosine_kappa(np.eye(3), np.eye(3), (np.arange(3) + shift) % 3)
     with pytest.raises(InputError, match="got 1 with -1"):
         fit_gallery_kappa(-np.eye(3)[:1], np.eye(3), np.array([0]))
+
+
+@pytest.mark.parametrize(
+    "parameters", [("20",), (None,), (20.0, None), (np.array([1.0, 2.0]),), (torch.ones(2),)]
+)
+def test_parameters_that_are_no_numbers_are_refused(parameters: tuple[object, ...]) -> None:
+    with pytest.raises(InputError, match="posterior: expected 0 < kappa_gallery"):
+        unwrap(open_set_posterior)(np.eye(3), np.eye(3), *parameters)

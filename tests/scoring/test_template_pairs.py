@@ -1,5 +1,7 @@
 """Scores of pairs by products, strips, triangles and gathering, against the row-by-row scores."""
 
+from inspect import unwrap
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from spherecf.scoring import (
     score_template_pairs,
     template_pairs as template_pairs_module,
 )
+from spherecf.scoring.matrix import run_in_threads
 
 
 def templates(count: int, seed: int, dim: int = 32, top: float = 4) -> Templates:
@@ -132,3 +135,12 @@ def test_bad_input() -> None:
         wrong.kappa[:] = value
         with pytest.raises(InputError, match="right: kappa: 4 of 4"):
             score_template_pairs(t, wrong, [0], [1])
+
+
+def test_positions_and_threads_that_are_no_integers_are_refused() -> None:
+    side = templates(3, 0)
+    with pytest.raises(InputError, match="left_at: expected an array of real numbers"):
+        score_template_pairs(side, side, [[0], [1, 2]], [1])
+    for threads in ("2", 1.5):
+        with pytest.raises(InputError, match="threads: expected 1 or more, an integer"):
+            unwrap(run_in_threads)(len, [[0]], threads)

@@ -224,3 +224,11 @@ def test_the_shortest_sum_that_has_a_direction() -> None:
     assert short.mu == pytest.approx(np.array([[0.0, 1.0]])) and short.kappa == pytest.approx([2e-4])
     with pytest.raises(InputError, match="first template 5: its directions cancel"):
         pool_templates(np.array([[1, 3e-7], [-1, 3e-7]], np.float32), np.ones(2), [5, 5])
+
+
+def test_unsigned_ids_beyond_int64_are_refused() -> None:
+    hashes = np.array([1, 2**63 + 5], np.uint64)
+    with pytest.raises(
+        InputError, match=r"templates: expected integers below 2\^63, got 9223372036854775813"
+    ):
+        pool_templates(np.eye(2, dtype=np.float32), np.ones(2), hashes)

@@ -48,6 +48,10 @@ def as_tensor(values: Any, name: str, device: torch.device | None = None, *, kin
         kind = "other" if tensor.is_complex() or tensor.dtype == torch.bool else "i"
     if kind not in kinds:
         raise _wrong_type(name, kinds, tensor.dtype)
+    if tensor.dtype == torch.uint64 and values_known(tensor):
+        signed = tensor.view(torch.int64)
+        if bool((signed < 0).any()):
+            raise _too_large(name, int(signed.min()) + 2**64, "torch.int64")
     return tensor
 
 
@@ -89,10 +93,7 @@ def _shared_tensor(values: Any, name: str, kinds: str) -> Tensor:
     if array.dtype.kind.replace("u", "i") not in kinds:
         raise _wrong_type(name, kinds, array.dtype)
     if array.dtype.kind == "u" and array.size and array.max() > np.iinfo(np.int64).max:
-        raise InputError(
-            f"{name}: expected integers below 2^63, got {array.max()}. View hashes as signed numbers: "
-            f"{name}.view(np.int64)."
-        )
+        raise _too_large(name, array.max())
     widest = np.dtype(np.float64 if array.dtype.kind == "f" else np.int64)
     native = array.dtype.newbyteorder("=")
     array = np.asarray(array, widest if native.itemsize > 8 or native.kind == "u" else native)
@@ -102,6 +103,13 @@ def _shared_tensor(values: Any, name: str, kinds: str) -> Tensor:
         return torch.from_numpy(array) if array.flags.writeable else torch.utils.dlpack.from_dlpack(array)
     except (BufferError, RuntimeError, ValueError):  # a packed field, or read-only memory in older versions
         return torch.from_numpy(array.copy())
+
+
+def _too_large(name: str, number: Any, view: str = "np.int64") -> InputError:
+    return InputError(
+        f"{name}: expected integers below 2^63, got {number}. View hashes as signed numbers: "
+        f"{name}.view({view})."
+    )
 
 
 def _wrong_type(name: str, kinds: str, dtype: Any) -> InputError:
@@ -263,10 +271,12 @@ def as_array(values: Any, name: str, dtype: Any = None) -> NDArray[Any]:
         raise InputError(f"{name}: expected an array of real numbers: got {array.dtype}")
     if dtype in (None, array.dtype):
         return array
-    with np.errstate(invalid="ignore"):  # NaN as an integer
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN as an integer, and infinity for a large number
         converted = np.asarray(array, dtype)
     if array.dtype.kind == "f" and converted.dtype.kind == "i" and (fractions := converted != array).any():
         raise InputError(f"{name}: expected integers, got {array[fractions][0]}")
+    if array.dtype.kind == "u" and converted.dtype.kind == "i" and (wrapped := converted < 0).any():
+        raise _too_large(name, array[wrapped][0])
     return converted
 
 

@@ -115,8 +115,8 @@ def run_in_threads(
     For one thread, the caller's thread computes.
     """
     n_threads = torch.get_num_threads() if threads is None else threads
-    if n_threads < 1:
-        raise InputError(f"threads: expected 1 or more, got {n_threads}")
+    if not isinstance(n_threads, int | np.integer) or n_threads < 1:
+        raise InputError(f"threads: expected 1 or more, an integer, got {n_threads!r}")
     return map(function, items) if n_threads == 1 else _run_in_threads(function, items, n_threads)
 
 

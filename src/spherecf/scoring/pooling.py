@@ -151,6 +151,8 @@ def pool(
     eta, weight = _sum_by(eta, slot, n_groups), _sum_by(weight, slot, n_groups)  # (groups, dim), (groups,)
     if ids is not None:
         requested = as_tensor(ids, "ids", direction.device, kinds="i").long()
+        if requested.ndim != 1:
+            raise InputError(f"ids: expected one axis, (groups,), got {tuple(requested.shape)}")
         rows = _find_groups(group_ids, requested)
         group_ids, eta, weight = requested, eta[rows], weight[rows]
     length = eta.norm(dim=1)  # (groups,)

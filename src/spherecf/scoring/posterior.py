@@ -337,8 +337,12 @@ def _mean_log_truth(
     return total / len(truth)
 
 
-def _check_parameters(kappa: float, beta: float) -> None:
-    if not (0 < kappa < math.inf and 0 < beta < 1):
+def _check_parameters(kappa: Any, beta: Any) -> None:
+    try:
+        valid = bool(0 < kappa < math.inf and 0 < beta < 1)
+    except (TypeError, ValueError, RuntimeError):  # no numbers, or arrays or tensors of several
+        valid = False
+    if not valid:
         raise InputError(
             f"posterior: expected 0 < kappa_gallery < inf and 0 < beta < 1, got {kappa} and {beta}"
         )

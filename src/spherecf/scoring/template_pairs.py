@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from spherecf.common.arrays import check_kappa, checked_radius
+from spherecf.common.arrays import as_array, check_kappa, checked_radius
 from spherecf.errors import InputError
 from spherecf.scoring.kernels import elementwise_kernel, normalizer_form, side_terms
 from spherecf.scoring.matrix import product_into, row_blocks, run_in_threads
@@ -101,7 +101,7 @@ def score_template_pairs(
 
 def _positions(name: str, values: ArrayLike, side: Templates) -> Array:
     """``values`` as positions of templates, checked."""
-    positions = np.asarray(values)
+    positions = as_array(values, name)
     if positions.ndim != 1 or (positions.size and positions.dtype.kind not in "iu"):
         raise InputError(
             f"{name}: expected a one-dimensional array of integers, got {positions.shape} of "

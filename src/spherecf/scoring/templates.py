@@ -384,7 +384,7 @@ def _integers(name: str, values: Any) -> NDArray[np.int64]:
         raise InputError(
             f"{name}: expected a one-dimensional array of integers, got {array.shape} of {array.dtype}"
         )
-    return array.astype(np.int64)
+    return as_array(array, name, np.int64)
 
 
 def _non_negative(name: str, values: Any) -> NDArray[np.float32]:
