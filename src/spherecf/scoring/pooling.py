@@ -121,7 +121,7 @@ def pool(
         kappa: (n,) concentrations, or other pooling weights such as norms or detector scores, >= 0.
         groups: (n,) integer id of each image's group.
         media: (n,) integer id of each image's medium; the same id in two groups means two media.
-        ids: the groups to return, in this order, each at most once. Default: all, ascending.
+        ids: the groups to return, in this order. Default: all, ascending.
 
     Raises:
         InputError: directions are not of unit length (as in `cosine_score`), kappas are NaN, negative or
