@@ -102,7 +102,6 @@ class Bench:
 
     def __init__(self, name: str, job: Any, scratch: Path, seed: int) -> None:
         self.name, self.job, self.scratch = name, job, scratch
-        self.hung: list[str] = []  # stacks of ranks that did not end after another had failed
         self.random = random.Random(f"{seed} {name}")
         self.shim = ctypes.CDLL(None)
         self.seconds = MAX_SECONDS
@@ -247,8 +246,6 @@ class Bench:
         return tally
 
     def _kill(self, call_number: int, number: int) -> tuple[str, str]:
-        from tests.faults.jobs import HUNG
-
         folder = self.reset_folder()
         if number % 4 == 3:  # at a random time rather than at a call
             child = self.work(folder, Strike())
@@ -258,11 +255,8 @@ class Bench:
         else:
             code, text = self.wait_for(self.work(folder, Strike((KILL, TEAR)[number % 2], call_number)))
             # One rank is killed; the other reports this, or is killed as by torchrun.
-            allowed = (-9, 9, 3, HUNG) if self.job.ranks > 1 else (-9, 9)
+            allowed = (-9, 9, 3) if self.job.ranks > 1 else (-9, 9)
             assert code in (*allowed, 0), f"ends with {code}: {text}"
-            if code == HUNG:
-                self.hung.append(text)
-                return "hung", self.finish(folder)
         return ("finished" if code == 0 else "killed"), self.finish(folder)
 
     def _signal(self, call_number: int, number: int) -> tuple[str, str]:
@@ -393,8 +387,6 @@ def main() -> int:
                 f"| {name} | {attack} | {tally.trials} | {tally.moments} | {len(tally.broken)} | {ends} |\n"
             )
             sys.stdout.writelines(f"FAILED {text}\n" for text in tally.broken)
-            sys.stdout.writelines(f"HUNG {text}\n" for text in bench.hung)
-            bench.hung.clear()
             sys.stdout.flush()
         shutil.rmtree(folder)
     return bool(broken)

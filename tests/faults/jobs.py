@@ -2,11 +2,8 @@
 
 import hashlib
 import json
-import math
 import os
-import signal
 import socket
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,7 +53,6 @@ from spherecf.training.confidence import new_head
 
 Facts = dict[str, Any]
 CARELESS = "careless"
-MAX_WAIT = 60.0
 Acknowledge = Callable[[str], None]
 
 
@@ -132,11 +128,7 @@ def sha(path: Path) -> str:
 
 
 def on_ranks(size: int, work: Callable[[Ranks], None]) -> None:
-    """Run the work on ranks that are forks of this process.
-
-    A rank that does not end by itself within `MAX_WAIT` seconds after another has failed prints its stacks,
-    is killed as by torchrun, and counts as `HUNG`.
-    """
+    """Run the work on ranks that are forks of this process."""
     if size == 1:
         work(Ranks())
         return
@@ -157,31 +149,16 @@ def on_ranks(size: int, work: Callable[[Ranks], None]) -> None:
                 os._exit(code_of(error))
             os._exit(0)
         children.append(child)
-    codes: dict[int, int] = {}
-    deadline = math.inf
-    while running := [child for child in children if child not in codes]:
-        for child in running:
-            ended, status = os.waitpid(child, os.WNOHANG)
-            if ended:
-                codes[child] = os.waitstatus_to_exitcode(status)
-            elif time.monotonic() > deadline:
-                os.kill(child, signal.SIGUSR1)
-                time.sleep(1)
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-                codes[child] = HUNG
-        if any(codes.values()):
-            deadline = min(deadline, time.monotonic() + MAX_WAIT)
-        time.sleep(0.001)
-    if any(codes.values()):
-        raise RanksFailed([*codes.values()])
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    if any(codes):
+        raise RanksFailed(codes)
 
 
 class RanksFailed(Exception):
     """Exit codes of the ranks."""
 
 
-REFUSED, HUNG, INTERRUPTED, BROKEN = 3, 97, 130, 99
+REFUSED, INTERRUPTED, BROKEN = 3, 130, 99
 
 
 def code_of(error: BaseException) -> int:

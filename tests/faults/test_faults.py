@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import textwrap
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,29 +49,6 @@ def test_no_attack_breaks_a_training() -> None:
     completed = run_harness(2, *jobs, attacks=("kill", "signal", "full", "power"))
     assert completed.returncode == 0, completed.stdout + completed.stderr
     assert completed.stdout.count("| kill |") == 6
-    if "\nHUNG " in completed.stdout:  # very rare and not understood; torchrun would end such a rank
-        warnings.warn(f"a rank did not end after another had been killed: {completed.stdout}", stacklevel=1)
-
-
-@linux
-@pytest.mark.slow
-def test_a_rank_that_hangs_shows_where() -> None:
-    script = """
-        import faulthandler, os, signal, time
-        from tests.faults import jobs
-        faulthandler.register(signal.SIGUSR1)
-        jobs.MAX_WAIT = 1.0
-        def wait_for_nothing(ranks):
-            os._exit(9) if ranks.is_main else time.sleep(600)
-        try:
-            jobs.on_ranks(2, wait_for_nothing)
-        except jobs.RanksFailed as error:
-            print(error.args[0], jobs.code_of(error))
-    """
-    command = [sys.executable, "-c", textwrap.dedent(script)]
-    completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert completed.stdout == "[9, 97] 97\n", completed.stderr
-    assert "in wait_for_nothing" in completed.stderr
 
 
 @linux

@@ -111,8 +111,8 @@ class Gallery:
             StorageError: the file cannot be read or created, or the server does not respond.
             FileFormatError: the file is damaged, or is not a gallery.
             InputError: the gallery does not exist and ``create`` is false, is encrypted with another key than
-                the current one, or is not encrypted although a key is set; or dimension or radius is not
-                positive.
+                the current one, or is not encrypted although a key is set; or the dimension is below 2, or
+                the radius is not positive and finite.
             MissingDependencyError: the gallery is on a server or encrypted, and the extra ``milvus`` or
                 ``encryption`` is not installed.
         """

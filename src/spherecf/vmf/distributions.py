@@ -23,6 +23,7 @@ from spherecf.common.arrays import (
     UNIT_TOLERANCE,
     AnyArray,
     as_tensor,
+    as_tensors,
     check_directions,
     check_kappa,
     checked_radius,
@@ -228,15 +229,9 @@ class VonMisesFisher(Distribution):
         radius: float | int = 1.0,
         validate_args: bool | None = True,
     ) -> None:
-        mu = widen(mean_direction, "mean_direction")
-        kappa = widen(concentration, "concentration")
+        mu, kappa = map(widen, as_tensors(mean_direction=mean_direction, concentration=concentration))
         if mu.ndim < 1 or mu.shape[-1] < 2:
             raise InputError(f"mean_direction: expected (*batch, dim) with dim >= 2, got {tuple(mu.shape)}.")
-        if mu.device != kappa.device:
-            raise InputError(
-                f"mean_direction is on {mu.device}, concentration is on {kappa.device}; move them to the "
-                "same device"
-            )
         batch_shape = _batch_shape(mu.shape[:-1], kappa.shape)
         rounded = _is_half(mean_direction)
         if validate_args is not False:
